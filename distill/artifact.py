@@ -1,0 +1,209 @@
+"""A stage's output on disk: a folder that is finished if and only if its manifest.json exists.
+
+    folder/
+      recipe.json      written first: kind, key and everything the result depends on
+      ...              what the stage writes; a journal or checkpoints while it runs
+      manifest.json    written last: the recipe, a summary, and size and SHA-256 of every file
+
+The key is a hash of the recipe. A stage killed at any moment leaves a folder with a recipe and no manifest; the
+same command finds it and goes on. A folder made by another recipe is never reused: the error lists what changed.
+Of two processes that make the same folder one holds the lock and the other waits, then finds it done.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+
+MANIFEST, RECIPE, LOCK = "manifest.json", "recipe.json", ".lock"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_key(kind: str, recipe: dict[str, Any]) -> str:
+    """32 hex digits that name the result of `recipe`."""
+    return hashlib.sha256(canonical_json([kind, recipe]).encode()).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises InputError that names the file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder."""
+
+    path: Path
+    kind: str
+    key: str
+    recipe: dict[str, Any]
+    summary: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # name -> {"bytes": int, "sha256": str}
+
+    def verify(self) -> None:
+        """Compare every file with its recorded SHA-256. Raises InputError naming the first that differs."""
+        for name, expected in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise InputError(f"{file}: missing, but listed in {MANIFEST}")
+            if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
+                raise InputError(
+                    f"{file}: damaged (differs from the checksum in {MANIFEST}); delete {self.path} and run again"
+                )
+
+
+def read(path: Path, kind: str, *, made_by: str) -> Artifact:
+    """The finished artifact at `path`. `made_by` is the command to name when there is none. Raises InputError."""
+    if not path.exists():
+        raise InputError(f"{path}: no such folder; expected {kind} made by `{made_by}`")
+    if not (path / MANIFEST).is_file():
+        state = "not finished; run the same command again" if (path / RECIPE).exists() else f"not made by `{made_by}`"
+        raise InputError(f"{path}: has no {MANIFEST} ({state})")
+    manifest = read_json(path / MANIFEST)
+    try:
+        found = Artifact(
+            path, manifest["kind"], manifest["key"], manifest["recipe"], manifest["summary"], manifest["files"]
+        )
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{path / MANIFEST}: not a manifest (field missing); delete {path} and run `{made_by}`"
+        ) from None
+    if found.kind != kind:
+        raise InputError(f"{path}: holds {found.kind}, expected {kind} made by `{made_by}`")
+    for name, expected in found.files.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != expected["bytes"]:
+            raise InputError(f"{path / name}: missing or cut short; delete {path} and run `{made_by}` again")
+    return found
+
+
+class Workspace:
+    """A folder being made; `commit` finishes it. `finished` is the artifact when it was there already."""
+
+    def __init__(self, path: Path, kind: str, recipe: dict[str, Any], finished: Artifact | None):
+        self.path, self.kind, self.recipe, self.finished = path, kind, recipe, finished
+        self.key = content_key(kind, recipe)
+
+    def commit(self, summary: dict[str, Any], *, remove: tuple[str, ...] = ()) -> Artifact:
+        """Delete the entries named in `remove` (journals, checkpoints) and write the manifest."""
+        for name in remove:
+            entry = self.path / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        files = {}
+        for file in sorted(self.path.rglob("*")):
+            if file.is_file() and file.name not in (LOCK, RECIPE, MANIFEST):
+                files[str(file.relative_to(self.path))] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        manifest = {"kind": self.kind, "key": self.key, "recipe": self.recipe, "summary": summary, "files": files}
+        write_json(self.path / MANIFEST, manifest)
+        self.finished = Artifact(self.path, self.kind, self.key, self.recipe, summary, files)
+        return self.finished
+
+
+@contextmanager
+def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspace]:
+    """Open `path` to make the artifact that `recipe` describes, or to find it already made.
+
+    Raises InputError when the folder holds something else, listing the settings that differ. If the body raises
+    before anything but the recipe was written, the folder is removed again.
+    """
+    recipe = json.loads(canonical_json(recipe))
+    key = content_key(kind, recipe)
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_ours(path))):
+        raise InputError(f"{path}: exists and was not made by distill; choose another --out")
+    created = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / LOCK, "w")  # noqa: SIM115 - held until the end of the block
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in (MANIFEST, RECIPE):
+            if (path / name).is_file():
+                _require_same(path, kind, recipe, key, read_json(path / name), finished=name == MANIFEST)
+                break
+        else:
+            write_json(path / RECIPE, {"kind": kind, "key": key, "recipe": recipe})
+        finished = read(path, kind, made_by="the same command") if (path / MANIFEST).is_file() else None
+        try:
+            yield Workspace(path, kind, recipe, finished)
+        except BaseException:
+            if created and {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
+                shutil.rmtree(path)
+            raise
+
+
+def _is_ours(path: Path) -> bool:
+    return any((path / name).exists() for name in (MANIFEST, RECIPE, LOCK))
+
+
+def _require_same(path: Path, kind: str, recipe: dict, key: str, found: dict, *, finished: bool) -> None:
+    if found.get("key") == key:
+        return
+    state = "already holds" if finished else "was started as"
+    if found.get("kind") != kind:
+        raise InputError(f"{path}: {state} {found.get('kind')}, not {kind}; choose another --out")
+    old, new = _flatten(found.get("recipe", {})), _flatten(recipe)
+    changes = [
+        f"{name} {_short(old.get(name, '(none)'))} -> {_short(new.get(name, '(none)'))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    raise InputError(
+        f"{path}: {state} {kind} with other settings ({'; '.join(changes)}); choose another --out or delete it"
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, part in value.items()
+            for k, v in _flatten(part, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: value}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,344 @@
+"""Every command. Parses, calls one function, prints; no logic. Heavy imports happen inside the commands."""
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distill import __version__, console
+from distill.errors import InputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; made, or gone on with if it is there.")]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
+serve_app = typer.Typer(no_args_is_help=True, help="A student behind vLLM, under load.")
+study_app = typer.Typer(no_args_is_help=True, help="The whole study: arms x sizes x seeds, to a verdict.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measured: training against peers, and the cost of reasoning.")
+app.add_typer(traces_app, name="traces")
+app.add_typer(serve_app, name="serve")
+app.add_typer(study_app, name="study")
+app.add_typer(bench_app, name="bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Is it worth training my model on reasoning traces?"""
+
+
+@traces_app.command("generate")
+def traces_generate(
+    tasks: Annotated[str, typer.Option(help="Tasks and how many problems of each: add=8000,max=4000,gsm8k:PATH=1000.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of the choice of problems and of the teacher's sampling.")] = 0,
+    teacher: Annotated[str, typer.Option(help="'solver', or the URL of an OpenAI-compatible server.")] = "solver",
+    model: Annotated[str | None, typer.Option(help="The model's name at that server.")] = None,
+    thinking: Annotated[str, typer.Option(help="How reasoning is switched: template or system.")] = "template",
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Limit of reasoning and answer together.")] = 4096,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 32,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
+    json: Json = False,
+) -> None:
+    """Ask a teacher every question twice, with and without reasoning.
+
+    Example: distill traces generate --tasks add=8000,max=4000 --out out/traces
+    """
+    from distill.settings import validate
+    from distill.traces.generate import generate
+    from distill.traces.settings import GenerateSettings
+
+    if teacher == "solver":
+        who: Any = "solver"
+    else:
+        sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        where = {"url": teacher, "model": model or "", "api_key_env": api_key_env}
+        who = {**where, **sampling, "thinking": thinking, "concurrency": concurrency}
+    values = {"tasks": _counts(tasks), "split": split, "seed": seed, "teacher": who}
+    _show(generate(validate(GenerateSettings, values, source="command line"), out), json)
+
+
+@traces_app.command("import")
+def traces_import(
+    file: Annotated[Path, typer.Argument(help="JSONL or Parquet.")],
+    out: Out,
+    layout: Annotated[str, typer.Option(help="pairs, gsm8k or aqua.")] = "pairs",
+    skip_bad: Annotated[bool, typer.Option(help="Put malformed rows aside, counted, instead of stopping.")] = False,
+    json: Json = False,
+) -> None:
+    """Read pairs from a file that has them.
+
+    Example: distill traces import pairs.jsonl --layout pairs --out out/traces
+    """
+    from distill.traces.import_traces import import_file
+
+    _show(import_file(file, layout, out, skip_bad=skip_bad), json)
+
+
+@traces_app.command("stats")
+def traces_stats(
+    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="A folder with a tokenizer, to count its tokens.")] = None,
+    json: Json = False,
+) -> None:
+    """What is in a trace set: pairs, lengths, agreement of the two modes, cost.
+
+    Example: distill traces stats out/traces --json
+    """
+    from distill.traces.stats import stats
+
+    _show_dict("traces", stats(traces, tokenizer), json)
+
+
+@app.command()
+def train(
+    traces: Annotated[Path, typer.Option(help="A folder of traces.")],
+    out: Out,
+    student: Annotated[
+        str | None, typer.Option(help="tiny, small, medium, a Hugging Face folder, or a Hub id.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="ift, reasoning, mixed:R or sequential:R.")] = None,
+    packed: Annotated[
+        bool | None, typer.Option("--packed/--padded", help="Packed rows, or one document a row.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON with any of these settings; flags win.")] = None,
+    answers: Annotated[str | None, typer.Option(help="teacher, stripped or gold.")] = None,
+    seed: int | None = None,
+    row_tokens: Annotated[int | None, typer.Option(help="Tokens of a packed row, and of the longest document.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Size of an optimizer step.")] = None,
+    batch_unit: Annotated[str | None, typer.Option(help="examples or tokens.")] = None,
+    epochs: int | None = None,
+    tokens: Annotated[int | None, typer.Option(help="Train until this many input tokens.")] = None,
+    learning_rate: float | None = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, wsd, linear or constant.")] = None,
+    warmup_steps: int | None = None,
+    decay_steps: Annotated[int | None, typer.Option(help="Length of the decay of schedule wsd.")] = None,
+    weight_decay: float | None = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of a from-scratch student's tokenizer.")] = None,
+    think_tags: Annotated[str | None, typer.Option(help="What marks reasoning: '<think>,</think>'.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
+    checkpoint_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps instead.")] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard logs.")] = True,
+    json: Json = False,
+) -> None:
+    """Train one student; the same command again goes on from the last checkpoint.
+
+    Example: distill train --packed --traces out/traces --arm reasoning --student tiny --out out/student
+    """
+    flags = {
+        "student": student,
+        "arm": arm,
+        "packed": packed,
+        "answers": answers,
+        "seed": seed,
+        "row_tokens": row_tokens,
+        "batch": batch,
+        "batch_unit": batch_unit,
+        "epochs": epochs,
+        "tokens": tokens,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "decay_steps": decay_steps,
+        "weight_decay": weight_decay,
+        "precision": precision,
+        "vocab_size": vocab_size,
+        "think_tags": tuple(think_tags.split(",")) if think_tags else None,
+    }
+    from distill.settings import read_yaml, validate
+    from distill.training.settings import RunOptions, TrainSettings
+
+    values = (read_yaml(config) if config else {"packed": False}) | {k: v for k, v in flags.items() if v is not None}
+    source = f"{config} and command line" if config else "command line"
+    settings = validate(TrainSettings, values, source=source)
+    run = {"out": out, "threads": threads, "checkpoint_seconds": checkpoint_seconds}
+    run |= {"checkpoint_steps": checkpoint_steps, "tensorboard": tensorboard}
+    options = validate(RunOptions, run, source="command line")
+    from distill.training.train import train as train_student
+
+    _show(train_student(settings, traces, options), json)
+
+
+@app.command()
+def evaluate(
+    student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
+    tasks: Annotated[str, typer.Option(help="Tasks, with how many questions if not 300: add,max=100,gsm8k:PATH=50.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.evaluation if not given.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    engine: Annotated[str, typer.Option(help="vllm, or transformers (slow).")] = "vllm",
+    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
+    json: Json = False,
+) -> None:
+    """Ask a student a task's questions and grade its answers.
+
+    Example: distill evaluate out/student --tasks add,max
+    """
+    from distill.evaluation.settings import EvaluateSettings
+    from distill.settings import validate
+
+    questions = [{"task": t, "count": n, "split": split, "seed": seed} for t, n in _counts(tasks, 300).items()]
+    values = {"questions": questions, "engine": engine, "max_tokens": max_tokens}
+    values |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    settings = validate(EvaluateSettings, values, source="command line")
+    from distill.evaluation.evaluate import evaluate as evaluate_student
+
+    _show(evaluate_student(settings, student, out or _beside(student, "evaluation"), threads=threads), json)
+
+
+@serve_app.command("profile")
+def serve_profile(
+    student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
+    tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.profile if not given.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Clients at a time, one level each.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(help="Measured at each level, for each task.")] = 64,
+    warmup_requests: Annotated[int, typer.Option(help="Sent before and left out.")] = 4,
+    max_tokens: int = 512,
+    seed: int = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
+    json: Json = False,
+) -> None:
+    """Put a student under load: TTFT, TPOT, end-to-end latency, throughput, tokens per answer.
+
+    Example: distill serve profile out/student --tasks add,max --concurrency 1,32
+    """
+    from distill.evaluation.profile import StudentProfileSettings, profile_student
+    from distill.settings import validate
+
+    values = {"tasks": list(_counts(tasks)), "concurrencies": concurrency.split(","), "requests": requests}
+    values |= {"warmup_requests": warmup_requests, "max_tokens": max_tokens, "seed": seed}
+    settings = validate(StudentProfileSettings, values, source="command line")
+    _show(profile_student(settings, student, out or _beside(student, "profile"), threads=threads), json)
+
+
+@study_app.command("run")
+def study_run(
+    preset: Annotated[Path, typer.Argument(help="A study as YAML; see presets/.")],
+    out: Out,
+    workers: Annotated[int | None, typer.Option(help="Jobs at a time; one a core on a CPU, one on a GPU.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a study, or what is missing of it, and write results.json and report.html.
+
+    Example: distill study run presets/embedded.yaml --out out/demo
+    """
+    from distill.settings import load
+    from distill.study.settings import StudySettings
+
+    settings = load(StudySettings, preset)
+    from distill.study.run import run
+
+    command = f"distill study run {preset} --out {out}"
+    _show_study(run(settings, out, command=command, workers=workers), json)
+
+
+@study_app.command("report")
+def study_report(
+    study: Annotated[Path, typer.Argument(help="A folder made by `distill study run`.")], json: Json = False
+) -> None:
+    """Write report.html again from results.json.
+
+    Example: distill study report out/demo
+    """
+    from distill.study.report import write_report
+
+    write_report(study)
+    _show_study(study, json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine can run, what is missing, and which implementations are chosen."""
+    from distill.doctor import diagnose
+
+    _show_dict("doctor", diagnose(), json)
+
+
+def _counts(text: str, default: int | None = None) -> dict[str, Any]:
+    """`a=1,b:PATH=2` as {"a": 1, "b:PATH": 2}."""
+    counts: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, count = part.rpartition("=")
+        counts[name if equals else part] = count if equals else default
+    return counts
+
+
+def _beside(student: Path, kind: str) -> Path:
+    return student.resolve().with_name(f"{student.resolve().name}.{kind}")
+
+
+def _show(artifact: Any, json: bool) -> None:
+    if json:
+        console.emit_json({"path": str(artifact.path), "key": artifact.key, **artifact.summary})
+    else:
+        _show_dict(str(artifact.path), artifact.summary, json)
+
+
+def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
+    if json:
+        console.emit_json(values)
+    else:
+        console.facts(title, values)
+
+
+def _show_study(folder: Path, json: bool) -> None:
+    from distill.artifact import read_json
+
+    results = read_json(folder / "results.json")
+    if json:
+        console.emit_json(results)
+        return
+    for verdict in results["verdicts"]:
+        console.out.print(verdict["sentence"], markup=False, soft_wrap=True)
+    for failure in results["failures"]:
+        console.note(f"{failure['stage']} {failure['cell']} failed: {failure['reason']}")
+    console.out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and exit code 2, an interrupted run in 128 + the signal's number."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2, debug)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{os.strerror(error.errno)}; what was finished is kept, run the same command again", 2, debug)
+    except Exception as error:
+        if type(error).__name__ != "Stopped":
+            raise
+        _fail(str(error), 128 + getattr(error, "signal", signal.SIGINT), debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    console.note(f"error: {message}" if code == 2 else message)
+    sys.exit(code)

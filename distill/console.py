@@ -1,0 +1,64 @@
+"""What a person sees: progress on standard error, results on standard output."""
+
+import json
+import sys
+import threading
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+def progress(*extra_columns: str) -> Progress:
+    """A progress bar on standard error: description, bar, done/total, elapsed, remaining, then `extra_columns`.
+
+    Extra columns are rich format strings over the task's fields, such as "loss {task.fields[loss]:.3f}". Nothing is
+    shown where nobody looks: without a terminal, and in threads, whose work the main thread's bar stands for.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        *(TextColumn(column) for column in extra_columns),
+        console=err,
+        disable=not err.is_terminal or threading.current_thread() is not threading.main_thread(),
+    )
+
+
+def note(message: str) -> None:
+    """One line for the person, on standard error, with no markup read from it."""
+    err.print(message, markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table on standard output; the first column is left-aligned, the others right."""
+    view = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        view.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        view.add_row(*(str(cell) for cell in row))
+    out.print(view)
+
+
+def facts(title: str, values: dict[str, Any], indent: str = "") -> None:
+    """Names and values on standard output, one a line, nested ones indented."""
+    out.print(f"{indent}{title}", markup=False, soft_wrap=True)
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            facts(name, value, indent + "  ")
+            continue
+        text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+        out.print(f"{indent}  {name}: {text}", markup=False, soft_wrap=True)
+
+
+def emit_json(value: Any) -> None:
+    """A result for machines on standard output."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
+    sys.stdout.write("\n")

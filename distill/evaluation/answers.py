@@ -1,0 +1,78 @@
+"""A student's output to one question, taken apart by token ids."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from distill.packing.chat import ChatFormat
+from distill.serve import split_thinking
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One graded output. `thinking` and `answer` hold no tags and no end-of-turn token.
+
+    `finished`: the student ended its turn by itself with every think block closed. What is not finished is wrong.
+    Token counts are of generated ids: thinking with its tags, answer with its end-of-turn token.
+    """
+
+    problem_id: str
+    task: str
+    prompt: str
+    gold: str
+    token_ids: list[int]
+    thinking: str
+    answer: str
+    prompt_tokens: int
+    thinking_tokens: int
+    answer_tokens: int
+    thought: bool
+    finished: bool
+    finish_reason: str
+    correct: bool
+    seconds: float  # from request to last token
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Generated ids split into thinking and answer."""
+
+    thinking: str
+    answer: str
+    thinking_tokens: int
+    answer_tokens: int
+    thought: bool
+    closed: bool
+
+
+def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
+    """Split what a student generated. Reasoning ends with the last closing tag; an open think block has no answer."""
+    if chat.think_open_id is not None and chat.think_close_id is not None:
+        thinking_ids, answer_ids, closed = split_thinking(token_ids, chat.think_open_id, chat.think_close_id)
+    else:
+        thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids)
+    tags = {chat.think_open_id, chat.think_close_id}
+    thinking = chat.tokenizer.decode([i for i in thinking_ids if i not in tags], skip_special_tokens=False)
+    answer = chat.tokenizer.decode([i for i in answer_ids if i != chat.end_of_turn], skip_special_tokens=False)
+    return Parts(
+        thinking=thinking.removeprefix(chat.think.opening).removesuffix(chat.think.closing).strip(),
+        answer=answer.strip(),
+        thinking_tokens=len(thinking_ids),
+        answer_tokens=len(answer_ids),
+        thought=closed is not None,
+        closed=closed is not False,
+    )
+
+
+def _split_by_text(chat: ChatFormat, token_ids: list[int]) -> tuple[list[int], list[int], bool | None]:
+    """For tokenizers that spell the tags with several tokens: the shortest prefix whose text holds the last tag."""
+    text: Any = lambda n: chat.tokenizer.decode(token_ids[:n], skip_special_tokens=False)  # noqa: E731
+    whole = text(len(token_ids))
+    if chat.think.closing not in whole:
+        thinking = chat.think.opening in whole
+        return (token_ids, [], False) if thinking else ([], token_ids, None)
+    count = whole.count(chat.think.closing)
+    low, high = 1, len(token_ids)
+    while low < high:  # the number of tags in a prefix only grows with it
+        middle = (low + high) // 2
+        low, high = (low, middle) if text(middle).count(chat.think.closing) >= count else (middle + 1, high)
+    return token_ids[:low], token_ids[low:], True

@@ -1,0 +1,87 @@
+"""What a student is trained on: which mode each pair is shown in, and in what order."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from distill.errors import InputError, unknown_name
+from distill.traces.trace import Mode, Pair
+
+Answers = Literal["teacher", "stripped", "gold"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`ift`, `reasoning`, `mixed:R` or `sequential:R`; R is the share of pairs shown with their reasoning."""
+
+    kind: Literal["ift", "reasoning", "mixed", "sequential"]
+    ratio: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        """Read an arm as the command line writes it. Raises InputError."""
+        kind, colon, ratio = text.partition(":")
+        if kind not in ("ift", "reasoning", "mixed", "sequential"):
+            raise unknown_name("arm", text, ["ift", "reasoning", "mixed:R", "sequential:R"])
+        if kind in ("ift", "reasoning"):
+            if colon:
+                raise InputError(f"arm {text!r}: {kind} takes no ratio; expected {kind!r} or 'mixed:{ratio}'")
+            return cls(kind, 1.0 if kind == "reasoning" else 0.0)
+        try:
+            share = float(ratio)
+        except ValueError:
+            share = float("nan")
+        if not 0.0 <= share <= 1.0:
+            raise InputError(f"arm {text!r}: the share of reasoning must be a number from 0 to 1, found {ratio!r}")
+        return cls(kind, share)
+
+    def __str__(self) -> str:
+        return self.kind if self.kind in ("ift", "reasoning") else f"{self.kind}:{self.ratio:g}"
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes this arm shows at all."""
+        return (("ift",) if self.ratio < 1 else ()) + (("reasoning",) if self.ratio > 0 else ())
+
+
+def content(pair: Pair, mode: Mode, answers: Answers) -> tuple[str, str]:
+    """(reasoning, answer) that a student sees for a pair in a mode.
+
+    `teacher`: the teacher's own answer in that mode. `stripped`: the reasoning trace's answer, also where the
+    reasoning is not shown. `gold`: the given label, after the reasoning where it is shown.
+    """
+    trace = pair.trace(mode)
+    if answers == "gold":
+        return trace.reasoning, pair.problem.gold
+    if answers == "stripped":
+        return trace.reasoning, pair.reasoning.answer
+    return trace.reasoning, trace.answer
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with its own learning-rate schedule.
+
+    `epochs`: one int64[n] array an epoch, of document references in order. A reference is 2 * pair + (1 if the pair is
+    shown with its reasoning else 0).
+    """
+
+    epochs: tuple[np.ndarray, ...]
+
+
+def phases(arm: Arm, n_pairs: int, epochs: int, seed: int) -> list[Phase]:
+    """The order in which an arm shows `n_pairs` pairs.
+
+    Which pairs get reasoning is one seeded ranking cut at R, so the pairs of a smaller R are among those of a larger
+    one. `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs. With one seed
+    the arms with one phase see the pairs in the same order.
+    """
+    with_reasoning = np.zeros(n_pairs, dtype=np.int64)
+    with_reasoning[np.random.default_rng([seed, 1]).permutation(n_pairs)[: round(arm.ratio * n_pairs)]] = 1
+    orders = [np.random.default_rng([seed, 2, epoch]).permutation(n_pairs) for epoch in range(epochs)]
+    references = [2 * order + with_reasoning[order] for order in orders]
+    if arm.kind != "sequential":
+        return [Phase(tuple(references))]
+    split = [Phase(tuple(r[r % 2 == shown] for r in references)) for shown in (0, 1)]
+    return [phase for phase in split if any(len(epoch) for epoch in phase.epochs)]

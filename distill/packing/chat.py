@@ -1,0 +1,143 @@
+"""How a question and an answer become tokens, and which of them are supervised.
+
+Chat templates in the wild drop reasoning, wrap it twice, or cannot mark what the assistant said. So the template is
+only asked for what surrounds an answer: it renders a conversation whose assistant turn is a marker, and what stands
+before and after the marker is read off. The answer, with its reasoning between think tags, is put there by us:
+
+    prompt   = everything up to the assistant's first token, exactly what a server renders for generation
+    target   = [think tags + reasoning] + answer + end-of-turn token            <- supervised, all of it
+
+Prompt and target are tokenized apart, as they are when a server continues a prompt. A template for which this does
+not work is refused with the reason.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.artifact import read_json, write_json
+from distill.errors import InputError
+
+LABELLING_VERSION = 1  # part of every key: raise it when rendering or masking changes
+
+FORMAT_FILE = "distill_chat.json"
+_MARKER = "MARKER7f3aMARKER"
+
+
+@dataclass(frozen=True)
+class ThinkFormat:
+    """What marks reasoning in a student's output. Written beside its weights as distill_chat.json."""
+
+    opening: str = "<think>"
+    closing: str = "</think>"
+    after_opening: str = "\n"
+    before_closing: str = "\n"
+    after_closing: str = "\n\n"
+
+    def wrap(self, reasoning: str, answer: str) -> str:
+        return f"{self.opening}{self.after_opening}{reasoning}{self.before_closing}{self.closing}{self.after_closing}{answer}"
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / FORMAT_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ThinkFormat":
+        """From a student's folder; the default when the folder has none."""
+        path = folder / FORMAT_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise InputError(f"{path}: not a think format ({error})") from None
+
+
+COMPACT = ThinkFormat(after_opening="", before_closing="", after_closing="")  # from-scratch students: no white space
+
+
+class ChatFormat:
+    """Renders questions and answers with one tokenizer.
+
+    Raises InputError when the tokenizer's chat template cannot be used, with the reason.
+    """
+
+    def __init__(self, tokenizer: Any, think: ThinkFormat, *, source: str):
+        self.tokenizer, self.think, self.source = tokenizer, think, source
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"{source}: the tokenizer has no chat template, which is needed to mark the assistant's turn"
+            )
+        question = [{"role": "user", "content": _MARKER + "?"}]
+        prompt = self._render(question, add_generation_prompt=True)
+        whole = self._render([*question, {"role": "assistant", "content": _MARKER}], add_generation_prompt=False)
+        if prompt.count(_MARKER) != 1:
+            raise InputError(f"{source}: the chat template does not show the user's message exactly once")
+        if whole.count(_MARKER) != 2:
+            raise InputError(f"{source}: the chat template does not show the assistant's message exactly once")
+        before, _, after = whole.rpartition(_MARKER)
+        # Some templates open the think block themselves, in the generation prompt only.
+        self.prompt_opens_thinking = prompt.rstrip().endswith(think.opening)
+        header = prompt.rstrip().removesuffix(think.opening).rstrip() if self.prompt_opens_thinking else prompt
+        if not before.startswith(header):
+            raise InputError(
+                f"{source}: the chat template's generation prompt {prompt[-40:]!r} is not how an assistant turn begins "
+                f"({before[-40:]!r}), so the supervised part cannot be told"
+            )
+        self.end_of_turn = self._end_of_turn(after)
+        self.think_close_id = self._single_id(think.closing)
+        self.think_open_id = self._single_id(think.opening)
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            raise InputError(f"{self.source}: the chat template fails ({type(error).__name__}: {error})") from None
+
+    def _end_of_turn(self, after: str) -> int:
+        """The id of the token that ends an assistant's turn: the first one after the answer."""
+        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        if ids and ids[0] in special:
+            return ids[0]
+        if self.tokenizer.eos_token_id is not None and not after.strip():
+            return self.tokenizer.eos_token_id
+        raise InputError(
+            f"{self.source}: nothing ends the assistant's turn in the chat template (after the answer comes {after[:30]!r}), "
+            "so a student could not learn to stop"
+        )
+
+    def _single_id(self, text: str) -> int | None:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids[0] if len(ids) == 1 else None
+
+    def prompt_ids(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids of each question as a server renders it, generation prompt included."""
+        texts = [self._render([{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def target_ids(self, answers: list[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of each (reasoning, answer), end-of-turn token included; reasoning may be empty.
+
+        Raises InputError for a target that holds a special token of its own (it would end the turn early).
+        """
+        texts = []
+        for reasoning, answer in answers:
+            text = self.think.wrap(reasoning, answer) if reasoning else answer
+            if self.prompt_opens_thinking:
+                if not reasoning:
+                    raise InputError(
+                        f"{self.source}: the chat template opens a think block before every answer, so it cannot hold an "
+                        "answer without reasoning; use a template whose generation prompt does not"
+                    )
+                text = text.removeprefix(self.think.opening).lstrip("\n")
+            texts.append(text)
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for text, row in zip(texts, ids, strict=True):
+            if not row:
+                raise InputError(f"{self.source}: an answer has no tokens ({text!r})")
+            if self.end_of_turn in row:
+                raise InputError(f"{self.source}: an answer contains the end-of-turn token itself ({text[:60]!r})")
+            row.append(self.end_of_turn)
+        return ids

@@ -1,0 +1,181 @@
+"""Points with vertical error bars over a logarithmic axis, each labelled where it stands: the frontier plot."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from distill.report.blocks import Panel
+from distill.report.drawing import PANEL_WIDTH, draw
+from distill.report.numbers import compact
+from distill.report.palette import STAND_IN
+from distill.report.text import shorten
+
+HEIGHT = 310
+_MARKER = {"disc": "o", "square": "s", "diamond": "D", "triangle": "^"}
+_LABEL_SIZE = 10.0
+_MAX_LABEL = 26
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float  # > 0
+    y: float
+    low: float
+    high: float
+    label: str
+    role: str  # a colour of distill.report.palette
+    mark: str = "disc"
+    hollow: bool = False
+
+
+def scatter(
+    points: Sequence[Point], *, title: str, description: str, x_label: str, y_label: str, y_range: tuple[float, float]
+) -> Panel:
+    """A dashed line joins the points that no other point beats on both axes (cheaper is left, better is up)."""
+
+    def paint(figure) -> None:
+        axes = figure.add_axes((34 / PANEL_WIDTH, 40 / HEIGHT, 1 - 44 / PANEL_WIDTH, 1 - 66 / HEIGHT))
+        axes.set_xscale("log")
+        axes.set_xlim(*_padded(points))
+        margin = 0.03 * (y_range[1] - y_range[0])
+        axes.set_ylim(y_range[0] - margin, y_range[1] + margin)
+        axes.text(0, 1.045, y_label, transform=axes.transAxes, color=STAND_IN["muted"], clip_on=False)
+        axes.set_xlabel(x_label, labelpad=5)
+        _decade_ticks(axes)
+        frontier = _frontier(points)
+        axes.plot(
+            [p.x for p in frontier],
+            [p.y for p in frontier],
+            color=STAND_IN["muted"],
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+            drawstyle="steps-post",
+        )
+        for point in points:
+            colour = STAND_IN[point.role]
+            axes.plot([point.x] * 2, [point.low, point.high], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(
+                [point.x],
+                [point.y],
+                marker=_MARKER[point.mark],
+                markersize=7.5,
+                markerfacecolor=STAND_IN["paper"] if point.hollow else colour,
+                markeredgecolor=colour if point.hollow else STAND_IN["paper"],
+                markeredgewidth=1.8 if point.hollow else 1.0,
+                linestyle="none",
+                clip_on=False,
+            )
+        _label(axes, points, frontier)
+
+    return draw(paint, title=title, description=description, height=HEIGHT)
+
+
+def _padded(points: Sequence[Point]) -> tuple[float, float]:
+    logs = [math.log10(p.x) for p in points] or [0.0, 1.0]
+    pad = 0.12 * max(max(logs) - min(logs), 0.5)
+    return 10 ** (min(logs) - pad), 10 ** (max(logs) + pad)
+
+
+def _decade_ticks(axes) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = axes.get_xlim()
+    # Enough ticks to read a value: 1-2-5 within two decades, decades beyond.
+    steps = (1, 2, 5) if high / low < 100 else (1,)
+    ticks = [
+        step * 10.0**exponent
+        for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for step in steps
+        if low <= step * 10.0**exponent <= high
+    ]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+
+
+def _frontier(points: Sequence[Point]) -> list[Point]:
+    frontier: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not frontier or point.y > frontier[-1].y:
+            frontier.append(point)
+    return frontier
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: "_Box") -> float:
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(width, 0) * max(height, 0)
+
+    def outside(self, other: "_Box") -> float:
+        """The part of this box that is not in `other`, as an area."""
+        return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
+
+
+def _label(axes, points: Sequence[Point], frontier: Sequence[Point]) -> None:
+    """Write each label at the nearest place that covers nothing; a thin line leads to one that had to move away."""
+    frame_px = axes.get_window_extent()
+    # Labels may stand over the right and upper margins, not over the tick labels.
+    frame = _Box(frame_px.x0 + 1, frame_px.y0 + 1, frame_px.x1 + 9, frame_px.y1 + 8)
+    at = {p: tuple(axes.transData.transform((p.x, p.y))) for p in points}
+    taken = [_Box(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
+    for point, (x, _) in at.items():
+        low, high = (axes.transData.transform((point.x, y))[1] for y in (point.low, point.high))
+        taken.append(_Box(x - 2, low, x + 2, high))
+    for here, after in pairwise(frontier):
+        (x, y), (next_x, next_y) = at[here], at[after]
+        taken += [_Box(x, y - 2, next_x, y + 2), _Box(next_x - 2, y, next_x + 2, next_y)]
+    for point in sorted(points, key=lambda p: (-p.y, p.x, p.label)):
+        text = shorten(point.label, _MAX_LABEL)
+        width, height = 0.57 * _LABEL_SIZE * len(text), _LABEL_SIZE + 2
+        x, y = at[point]
+        best, best_cost = None, math.inf
+        for distance, box in _places(x, y, width, height):
+            cost = 3 * sum(box.overlap(other) for other in taken) + 4 * box.outside(frame) + distance
+            if cost < best_cost:
+                best, best_cost = box, cost
+        taken.append(best)
+        middle = ((best.left + best.right) / 2, (best.bottom + best.top) / 2)
+        far = max(best.left - x, x - best.right, best.bottom - y, y - best.top)
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=middle,
+            xycoords="figure pixels",
+            textcoords="figure pixels",
+            ha="center",
+            va="center_baseline",
+            fontsize=_LABEL_SIZE,
+            color=STAND_IN[point.role],
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": STAND_IN["muted"],
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 5,
+                "relpos": (
+                    min(max((x - best.left) / width, 0), 1),
+                    1.0 if y > best.top else 0.0 if y < best.bottom else 0.5,
+                ),
+            }
+            if far > 12
+            else None,
+        )
+
+
+def _places(x: float, y: float, width: float, height: float) -> Iterator[tuple[float, _Box]]:
+    """Boxes around a point, near ones first, with their distance: right, left, above, below, and between."""
+    for gap in (8, 14, 22, 32, 44, 58, 74, 92, 112, 134):
+        for across, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0.5, -1), (-0.5, -1)):
+            centre_x = x + across * (gap * (0.4 if up else 1) + width / 2)
+            centre_y = y + up * (gap + height / 2 - 3)
+            box = _Box(centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
+            yield gap, box

@@ -1,0 +1,60 @@
+"""Loads and validates settings. Each room owns its own model; this file only reads YAML and words the errors."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of every room's settings: unknown fields are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Model:
+    """`values` as a `model`. `source` names where they came from (a file, "command line") in the error.
+
+    Raises InputError with the first wrong field: its path, what was found, what was expected.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        found = "" if first["type"] in ("missing", "extra_forbidden") else f", found {first['input']!r}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = "no such field"
+        raise InputError(f"{source}: field {field}: {what}{found}{more}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read with the safe loader. Raises InputError naming file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'syntax'})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def load(model: type[Model], path: Path) -> Model:
+    """The settings in a YAML file, validated. Raises InputError."""
+    return validate(model, read_yaml(path), source=str(path))

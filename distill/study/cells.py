@@ -1,0 +1,63 @@
+"""The grid of a study: which students are trained, and what each of them is called."""
+
+from dataclasses import dataclass
+
+from distill.study.settings import ArmRow, StudentRow, StudySettings
+from distill.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm in one size; every seed of it is a student of its own."""
+
+    size: StudentRow
+    arm: ArmRow
+
+    @property
+    def id(self) -> str:
+        return f"{self.size.name}-{self.arm.name}"
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.arm.seeds if self.arm.seeds is not None else self.size.seeds
+
+    def students(self) -> list["Member"]:
+        return [Member(self, seed) for seed in self.seeds]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One student of a cell: the unit that is trained, asked and put under load."""
+
+    cell: Cell
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.cell.id}-seed{self.seed}"
+
+    @property
+    def token_twin(self) -> str | None:
+        """The member whose tokens this one is matched on: it must be trained first."""
+        return f"{self.cell.size.name}-reasoning-seed{self.seed}" if self.cell.arm.match == "tokens" else None
+
+    def train_settings(self, settings: StudySettings, tokens: int | None) -> TrainSettings:
+        return TrainSettings(
+            student=self.cell.size.student,
+            arm=self.cell.arm.arm,
+            answers=self.cell.arm.answers,
+            seed=self.seed,
+            learning_rate=self.cell.size.learning_rate,
+            tokens=tokens,
+            **settings.training.model_dump(),
+        )
+
+
+def cells(settings: StudySettings) -> list[Cell]:
+    """Every cell of the grid, sizes first, arms in the preset's order."""
+    return [
+        Cell(size, arm)
+        for size in settings.students
+        for arm in settings.arms
+        if arm.students is None or size.name in arm.students
+    ]

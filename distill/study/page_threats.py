@@ -1,0 +1,261 @@
+"""Threats to a study's validity, filled in from what it measured: each is a concern or was checked and found absent."""
+
+from distill.report.blocks import Check
+from distill.report.numbers import compact, count, fixed, percent, times
+from distill.study.page_figures import pick
+
+# Below this share of unfinished answers, and above it of answers in the trained format, nothing is worth a warning.
+_TRUNCATED, _IN_FORMAT = 0.005, 0.99
+
+
+def checks(results: dict) -> list[Check]:
+    found = [
+        _truncation(results),
+        _seeds(results),
+        _sign(results),
+        _matching(results),
+        _margin(results),
+        _thinking(results),
+        _answers(results),
+        _teacher(results),
+        _learning_rates(results),
+        _questions(results),
+        _price(results),
+    ]
+    return sorted((check for check in found if check), key=lambda check: not check.concern)
+
+
+def _measured(results: dict):
+    """(cell, task name, result) of everything that was graded."""
+    for cell in results["cells"]:
+        for task, result in (cell.get("tasks") or {}).items():
+            if isinstance(result, dict):
+                yield cell, task, result
+
+
+def _truncation(results: dict) -> Check | None:
+    rates = [
+        (r["unfinished_rate"], c["id"], t, r) for c, t, r in _measured(results) if r.get("unfinished_rate") is not None
+    ]
+    if not rates:
+        return None
+    rate, cell, task, result = max(rates, key=lambda item: item[0])
+    if rate <= _TRUNCATED:
+        return Check(
+            "Unfinished answers",
+            f"At most {percent(rate)}\u00a0% of any student's answers to a task hit the length limit.",
+            concern=False,
+        )
+    over = sum(item[0] > _TRUNCATED for item in rates)
+    return Check(
+        "Unfinished answers",
+        f"{over} of {len(rates)} student and task pairs have answers that hit the length limit; the most is "
+        f"{percent(rate)}\u00a0% ({cell} on {task}). They are graded wrong and their tokens are paid for. "
+        f"Among its finished answers {cell} is right on {percent(result.get('accuracy_finished'))}\u00a0%: a longer limit "
+        "could change this result.",
+        concern=True,
+    )
+
+
+def _seeds(results: dict) -> Check | None:
+    contrasts = [c for c in results.get("contrasts") or [] if c.get("n_seeds") is not None]
+    if not contrasts:
+        return None
+    few = [c for c in contrasts if c["n_seeds"] < 3]
+    if not few:
+        return Check(
+            "Training seeds",
+            "Every contrast rests on at least three training seeds, which its interval includes.",
+            concern=False,
+        )
+    return Check(
+        "Training seeds",
+        f"{len(few)} of {len(contrasts)} contrasts rest on fewer than three training seeds "
+        f"({_listed(c['id'] for c in few)}). They speak of these trained students, not of reasoning: training again could "
+        "move them by more than their interval.",
+        concern=True,
+    )
+
+
+def _sign(results: dict) -> Check | None:
+    contrasts = [c for c in results.get("contrasts") or [] if len(c.get("per_seed") or ()) > 1]
+    if not contrasts:
+        return None
+    margin = results.get("margin_points") or 0.0
+    flips = [
+        c["id"]
+        for c in contrasts
+        if min(c["per_seed"]) < 0 < max(c["per_seed"]) and max(c["per_seed"]) - min(c["per_seed"]) > margin
+    ]
+    if not flips:
+        return Check(
+            "Seeds that disagree",
+            "In no contrast do seeds differ in sign by more than the margin.",
+            concern=False,
+        )
+    return Check(
+        "Seeds that disagree",
+        f"The sign of the difference depends on the seed in {_listed(flips)}. "
+        "A study with one seed could have reported either.",
+        concern=True,
+    )
+
+
+def _matching(results: dict) -> Check | None:
+    contrasts = results.get("contrasts") or []
+    primary = [c for c in contrasts if c.get("primary")]
+    by_samples = [c for c in primary if c.get("matched_on") == "samples"]
+    if not by_samples:
+        return None
+    factors = [c["training_tokens_factor"] for c in by_samples if c.get("training_tokens_factor") is not None]
+    spent = f" and so train on up to {times(max(factors))} the tokens" if factors else ""
+    others = [c for c in contrasts if c.get("matched_on") == "tokens"]
+    beside = (
+        "At matched training tokens: "
+        + "; ".join(f"{c['id']} {c.get('verdict') or 'not decided'}" for c in others)
+        + "."
+        if others
+        else "No contrast at matched training tokens was declared."
+    )
+    return Check(
+        "What the arms were matched on",
+        f"The verdicts compare arms that saw the same examples; reasoning answers are longer{spent}. {beside}",
+        concern=not others or any(factor > 1.5 for factor in factors),
+    )
+
+
+def _margin(results: dict) -> Check | None:
+    margin = results.get("margin_points")
+    intervals = [
+        (c["difference_points"]["high"] - c["difference_points"]["low"], c)
+        for c in results.get("contrasts") or []
+        if c.get("primary")
+        and pick(c, "difference_points", "low") is not None
+        and pick(c, "difference_points", "high") is not None
+    ]
+    if margin is None or not intervals:
+        return None
+    width, widest = max(intervals, key=lambda item: item[0])
+    open_ones = [c["id"] for _, c in intervals if c.get("verdict") == "cannot tell"]
+    text = (
+        f"The margin is {fixed(margin)} points; the widest interval behind a verdict is {fixed(width)} points wide "
+        f"({widest['id']}, {count(widest.get('n_questions'))} questions, {count(widest.get('n_seeds'))} seeds)."
+    )
+    if open_ones:
+        text += (
+            f" Too wide to decide {_listed(open_ones)}: more questions or seeds are needed, and no difference was shown "
+            "to be absent."
+        )
+    return Check("Margin and power", text, concern=bool(open_ones))
+
+
+def _thinking(results: dict) -> Check | None:
+    rates = [
+        (c["id"], t, r["think_rate"], str(c.get("arm")))
+        for c, t, r in _measured(results)
+        if r.get("think_rate") is not None
+    ]
+    # Mixed students may do either; only pure arms have a format to keep.
+    stray = [
+        f"{cell} thinks in {percent(rate)}\u00a0% of its answers to {task}"
+        for cell, task, rate, arm in rates
+        if (arm == "reasoning" and rate < _IN_FORMAT) or (arm in ("ift", "base") and rate > 1 - _IN_FORMAT)
+    ]
+    if not rates:
+        return None
+    if not stray:
+        return Check(
+            "Students that leave their format",
+            "Students trained on reasoning alone think before they answer, and those trained without it do not.",
+            concern=False,
+        )
+    return Check("Students that leave their format", f"{_sentence(_listed(stray, '; '))}", concern=True)
+
+
+def _answers(results: dict) -> Check | None:
+    cells = {cell["id"]: cell for cell in results["cells"]}
+    differ = []
+    for contrast in results.get("contrasts") or []:
+        sources = [pick(cells.get(contrast.get(side)), "answers") for side in ("treatment", "control")]
+        if None not in sources and sources[0] != sources[1]:
+            differ.append(contrast["id"])
+    if not differ:
+        return None
+    return Check(
+        "Where the answers come from",
+        f"The two arms learned from answers of different origin in {_listed(differ)}: "
+        "a difference there is not the reasoning's alone.",
+        concern=True,
+    )
+
+
+def _teacher(results: dict) -> Check | None:
+    teacher = results.get("teacher")
+    if not teacher:
+        return None
+    name, cost, note = teacher.get("name") or "unnamed", teacher.get("cost_usd"), teacher.get("note") or ""
+    if cost is None:
+        price = "What it cost is not known, so no price on this page includes it."
+    elif cost == 0:
+        price = "It cost nothing; a teacher that is paid for would add to the price of training."
+    else:
+        price = f"It cost ${cost:,.2f}, a line of its own that no other price on this page includes."
+    style = "Its traces are more regular than a language model's. " if name == "solver" else ""
+    note = f" ({note})" if note else ""
+    return Check("The teacher", f"One teacher, {name}{note}. {style}{price}", concern=cost is None or name == "solver")
+
+
+def _learning_rates(results: dict) -> Check | None:
+    rates: dict[float, list[str]] = {}
+    for cell in results["cells"]:
+        if cell.get("learning_rate"):
+            rates.setdefault(cell["learning_rate"], []).append(cell["id"])
+    if len(rates) < 2:
+        return None
+    each = "; ".join(f"{compact(rate)}: {_listed(ids)}" for rate, ids in sorted(rates.items()))
+    return Check(
+        "Learning rates",
+        f"Students were trained with different peak learning rates ({each}). "
+        "Across them, a difference is not size or arm alone.",
+        concern=True,
+    )
+
+
+def _questions(results: dict) -> Check | None:
+    parts = [
+        f"{task['name']}: {count(task['questions'])} held-out questions of {count(task.get('distinct_prompts'))} "
+        "distinct prompts"
+        for task in results["tasks"]
+        if task.get("questions") is not None
+    ]
+    if not parts:
+        return None
+    return Check(
+        "Questions",
+        f"{_sentence('; '.join(parts))} The verdicts hold for questions like these, and for no other task.",
+        concern=False,
+    )
+
+
+def _price(results: dict) -> Check | None:
+    hardware = results.get("hardware")
+    if not hardware or hardware.get("price_usd_per_hour") is None:
+        return None
+    note = " The price is illustrative: nobody was billed it." if hardware.get("illustrative") else ""
+    return Check(
+        "Prices and times",
+        f"Prices are measured seconds at ${hardware['price_usd_per_hour']:,.2f} an hour "
+        f"({hardware.get('name') or 'unnamed'}).{note} Seconds depend on the machine and on what else it was doing; FLOPs and tokens do not.",
+        concern=False,
+    )
+
+
+def _listed(names, separator: str = ", ", limit: int = 6) -> str:
+    names = list(names)
+    rest = f"{separator}and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + rest
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

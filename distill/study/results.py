@@ -1,0 +1,352 @@
+"""What a study found, as one dictionary: cells, contrasts and verdicts. docs/results-schema.md describes it.
+
+Everything that depends on a clock lies under a key named `measured`; the rest is the same whenever the study is run.
+"""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from distill import __version__
+from distill.artifact import Artifact, read_json
+from distill.evaluation.answers import Answer
+from distill.evaluation.evaluate import Asked, ask, engine_version, metric_columns, read_answers
+from distill.evaluation.settings import Questions
+from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, paired_difference, score
+from distill.flops import Hardware, hardware
+from distill.study.cells import Cell, cells
+from distill.study.settings import ContrastRow, StudySettings
+
+SCHEMA = "distill-results/1"
+
+
+@dataclass(frozen=True)
+class MemberOutcome:
+    """What is known of one student."""
+
+    student: Artifact
+    evaluation: Artifact
+    profile: Artifact
+
+    @cached_property
+    def answers(self) -> dict[str, list[Answer]]:
+        """By task, in the order the questions were drawn."""
+        by_task: dict[str, list[Answer]] = {}
+        for answer in read_answers(self.evaluation.path / "answers.parquet"):
+            by_task.setdefault(answer.task, []).append(answer)
+        return by_task
+
+    @cached_property
+    def load(self) -> dict[str, Any]:
+        return read_json(self.profile.path / "profile.json")["tasks"]
+
+
+def build_results(
+    settings: StudySettings,
+    outcomes: dict[str, MemberOutcome],
+    failures: dict[str, str],
+    *,
+    command: str,
+    machine_share: float,
+) -> dict[str, Any]:
+    """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out.
+
+    `machine_share`: the share of the priced machine that one job had.
+    """
+    device = hardware(settings.hardware)
+    asked = ask([Questions(task=row.task, count=row.test, seed=settings.data_seed) for row in settings.tasks])
+    grid = {cell.id: cell for cell in cells(settings)}
+    found = {name: _Found(cell, outcomes, asked, device, machine_share) for name, cell in grid.items()}
+    found = {name: f for name, f in found.items() if f.members}
+    contrasts = [
+        _contrast(settings, row, size.name, a, metric, found)
+        for row in settings.contrasts
+        for size in settings.students
+        for a in asked
+        for metric in a.task.metrics
+        if {f"{size.name}-{row.treatment}", f"{size.name}-{row.control}"} <= found.keys()
+    ]
+    primary = [c for c in contrasts if c["primary"]]
+    return {
+        "schema": SCHEMA,
+        "title": settings.title,
+        "question": settings.question,
+        "distill_version": __version__,
+        "command": command,
+        "preset": settings.model_dump(mode="json"),
+        "environment": _environment(),
+        "hardware": {**asdict(device), "machine_share": machine_share},
+        "margin_points": settings.margin_points,
+        "confidence": settings.confidence,
+        "teacher": {
+            "name": settings.teacher,
+            "cost_usd": 0.0,
+            "note": "none: a procedural solver wrote the traces",
+        },
+        "tasks": [
+            {
+                "name": a.task.name,
+                "answer_format": a.task.answer_format,
+                "metrics": list(a.task.metrics),
+                "questions": len(a.problems),
+                "distinct_prompts": a.task.distinct_prompts,
+                "description": (type(a.task).__doc__ or "").strip().split("\n")[0],
+            }
+            for a in asked
+        ],
+        "cells": [f.describe(settings.confidence) for f in found.values()],
+        "contrasts": contrasts,
+        "verdicts": [
+            {"task": c["task"], "verdict": c["verdict"], "sentence": c["sentence"], "contrast": c["id"]}
+            for c in primary
+        ],
+        "examples": _examples(settings, asked, found),
+        "failures": [{"stage": name.split()[0], "cell": name.split()[-1], "reason": r} for name, r in failures.items()],
+    }
+
+
+@dataclass
+class _Found:
+    """One cell and what its members did."""
+
+    cell: Cell
+    outcomes: dict[str, MemberOutcome]
+    asked: list[Asked]
+    device: Hardware
+    machine_share: float
+
+    @cached_property
+    def members(self) -> dict[int, MemberOutcome]:
+        """By seed."""
+        return {m.seed: self.outcomes[m.id] for m in self.cell.students() if m.id in self.outcomes}
+
+    def mean(self, value: Callable[[MemberOutcome], float | None]) -> float | None:
+        """The mean over seeds; None when any seed has none."""
+        values = [value(m) for m in self.members.values()]
+        return None if any(v is None for v in values) else float(np.mean(values))
+
+    def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[dict[str, np.ndarray]]:
+        return [metric_columns(a.task.metrics[metric], a.problems, self.members[s].answers[a.task.name]) for s in seeds]
+
+    def usd(self, seconds: float) -> float:
+        return self.device.usd(seconds) * self.machine_share
+
+    def describe(self, confidence: float) -> dict[str, Any]:
+        counted = ("flops", "tokens", "supervised_tokens", "examples", "steps")
+        timed = ("seconds", "tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_rss_bytes")
+        first = next(iter(self.members.values()))
+        training = {name: self.mean(lambda m, n=name: m.student.summary[n]) for name in counted}
+        measured = {name: self.mean(lambda m, n=name: m.student.summary["measured"][n]) for name in timed}
+        measured["usd"] = self.usd(measured["seconds"])
+        return {
+            "id": self.cell.id,
+            "arm": self.cell.arm.arm,
+            "size": self.cell.size.name,
+            "match": self.cell.arm.match,
+            "answers": self.cell.arm.answers,
+            "seeds": list(self.members),
+            "parameters": first.student.summary["parameters"],
+            "learning_rate": self.cell.size.learning_rate,
+            "training": {**training, "measured": measured},
+            "tasks": {a.task.name: self._task(a, confidence) for a in self.asked},
+            "serving": self._serving(),
+        }
+
+    def _task(self, a: Asked, confidence: float) -> dict[str, Any]:
+        name, seeds = a.task.name, list(self.members)
+        graded = lambda key: self.mean(lambda m: m.evaluation.summary[name][key])  # noqa: E731
+        tokens = {
+            part: self.mean(lambda m, p=part: m.evaluation.summary[name]["tokens_per_answer"][p])
+            for part in ("prompt", "thinking", "answer", "total")
+        }
+        metrics = {}
+        for metric in a.task.metrics:
+            columns = self.columns(a, metric, seeds)
+            interval = score(a.task.metrics[metric], columns, confidence=confidence)
+            metrics[metric] = {**asdict(interval), "per_seed": [a.task.metrics[metric].value(c) for c in columns]}
+        # Priced at the highest concurrency: seconds of the machine's share an answer, and all of them over right ones.
+        seconds = self.mean(lambda m: _seconds_per_answer(m.load[name]["levels"][-1]))
+        accuracy = metrics["accuracy"]["value"]
+        per_correct = seconds / accuracy if seconds is not None and accuracy > 0 else None
+        flops = graded("flops_per_answer")
+        return {
+            "metrics": metrics,
+            "n_questions": len(a.problems),
+            "unfinished_rate": graded("unfinished_rate"),
+            "think_rate": graded("think_rate"),
+            "accuracy_finished": graded("accuracy_finished"),
+            "tokens_per_answer": tokens,
+            "inference": {
+                "flops_per_answer": flops,
+                "flops_per_correct": flops / accuracy if accuracy > 0 else None,
+                "measured": {
+                    "seconds_per_answer": seconds,
+                    "usd_per_1000_answers": None if seconds is None else 1000 * self.usd(seconds),
+                    "seconds_per_correct": per_correct,
+                    "usd_per_1000_correct": None if per_correct is None else 1000 * self.usd(per_correct),
+                },
+            },
+        }
+
+    def _serving(self) -> list[dict[str, Any]]:
+        """The first seed's profile, by task and concurrency."""
+        first = next(iter(self.members.values()))
+        return [
+            {
+                "task": task,
+                "concurrency": level["concurrency"],
+                "n_requests": level["completed"],
+                "failed": level["failed"],
+                "measured": {
+                    **{f"{name}_ms": _milliseconds(level["measured"][f"{name}_s"]) for name in ("ttft", "tpot", "e2e")},
+                    "output_tokens_per_second": level["measured"]["output_tokens_per_s"],
+                },
+            }
+            for task, result in first.load.items()
+            for level in result["levels"]
+        ]
+
+
+def _seconds_per_answer(level: dict[str, Any]) -> float | None:
+    return level["measured"]["duration_s"] / level["completed"] if level["completed"] else None
+
+
+def _milliseconds(values: dict[str, float] | None) -> dict[str, float] | None:
+    return None if values is None else {p: 1000 * values[p] for p in ("p50", "p90", "p99")}
+
+
+def _contrast(
+    settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, found: dict[str, _Found]
+) -> dict[str, Any]:
+    treatment, control = found[f"{size}-{row.treatment}"], found[f"{size}-{row.control}"]
+    seeds = [s for s in treatment.members if s in control.members]
+    points = _points(
+        paired_difference(
+            a.task.metrics[metric],
+            treatment.columns(a, metric, seeds),
+            control.columns(a, metric, seeds),
+            confidence=settings.confidence,
+        )
+    )
+    per_seed = [
+        100 * (a.task.metrics[metric].value(t) - a.task.metrics[metric].value(c))
+        for t, c in zip(treatment.columns(a, metric, seeds), control.columns(a, metric, seeds), strict=True)
+    ]
+    tokens = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["tokens_per_answer"]["total"])  # noqa: E731
+    flops = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["flops_per_answer"])  # noqa: E731
+    trained = lambda f: f.mean(lambda m: m.student.summary["tokens"])  # noqa: E731
+    verdict = decide(points, settings.margin_points)
+    enough_seeds = len(seeds) >= SEEDS_FOR_A_CLAIM
+    contrast = {
+        "id": f"{a.task.name}/{size}/{metric}/{row.treatment}-vs-{row.control}",
+        "task": a.task.name,
+        "size": size,
+        "metric": metric,
+        "treatment": treatment.cell.id,
+        "control": control.cell.id,
+        "matched_on": control.cell.arm.match,
+        "difference_points": asdict(points),
+        "per_seed": per_seed,
+        "n_seeds": len(seeds),
+        "n_questions": len(a.problems),
+        "subject": "reasoning" if enough_seeds else "these trained students",
+        "token_factor": tokens(treatment) / tokens(control),
+        "flops_factor": flops(treatment) / flops(control),
+        "training_tokens_factor": trained(treatment) / trained(control),
+        "verdict": verdict,
+        "primary": metric == "accuracy" and row.verdict_size == size,
+    }
+    return contrast | {"sentence": sentence(contrast, settings.margin_points, settings.confidence)}
+
+
+def _points(interval: Interval) -> Interval:
+    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
+
+
+def decide(points: Interval, margin: float) -> str:
+    """*pays* when the whole interval reaches the margin, *does not pay* when all of it is under, else *cannot tell*."""
+    if points.low >= margin:
+        return "pays"
+    return "does not pay" if points.high < margin else "cannot tell"
+
+
+def sentence(contrast: dict[str, Any], margin: float, confidence: float) -> str:
+    """One contrast as a person would say it."""
+    d, seeds = contrast["difference_points"], contrast["n_seeds"]
+    what = {
+        "pays": "training on reasoning pays",
+        "does not pay": "training on reasoning does not pay",
+        "cannot tell": "this study cannot tell whether training on reasoning pays",
+    }[contrast["verdict"]]
+    if contrast["subject"] != "reasoning":
+        what = what.replace("training on reasoning", "reasoning, in these trained students,")
+    return (
+        f"On {contrast['task']}, {what}: {d['value']:+.1f} points of {contrast['metric']} against {contrast['control']} "
+        f"({confidence:.0%} interval {d['low']:+.1f} to {d['high']:+.1f}, margin {margin:g}; {contrast['n_questions']} "
+        f"questions, {seeds} training seed{'s' if seeds > 1 else ''}) at {contrast['token_factor']:.1f}x the output tokens."
+    )
+
+
+def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, _Found]) -> list[dict[str, Any]]:
+    """Two questions a task on which the verdict's arms differ, or else its first two, as every arm answered them."""
+    row = next(c for c in settings.contrasts if c.verdict_size is not None)
+    pair = [found.get(f"{row.verdict_size}-{arm}") for arm in (row.treatment, row.control)]
+    if None in pair:
+        return []
+    shown = [(f.cell.id, seed, f.members[seed]) for f in pair for seed in list(f.members)[:1]]
+    examples = []
+    for a in asked:
+        answers = [member.answers[a.task.name] for _, _, member in shown]
+        indices = range(len(a.problems))
+        differing = [i for i in indices if answers[0][i].correct != answers[1][i].correct]
+        for i in (differing + [i for i in indices if i not in set(differing)])[:2]:
+            examples.append(
+                {
+                    "task": a.task.name,
+                    "prompt": a.problems[i].prompt,
+                    "gold": a.problems[i].gold,
+                    "answers": [
+                        {
+                            "cell": cell,
+                            "seed": seed,
+                            "thinking": of_arm[i].thinking,
+                            "answer": of_arm[i].answer,
+                            "correct": of_arm[i].correct,
+                            "finished": of_arm[i].finished,
+                            "thinking_tokens": of_arm[i].thinking_tokens,
+                            "answer_tokens": of_arm[i].answer_tokens,
+                        }
+                        for (cell, seed, _), of_arm in zip(shown, answers, strict=True)
+                    ],
+                }
+            )
+    return examples
+
+
+def _environment() -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "vllm": engine_version("vllm"),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

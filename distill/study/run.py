@@ -1,0 +1,158 @@
+"""`distill study run`: from a preset to results.json and report.html, doing only what is not done yet.
+
+out/
+  traces-<key>/             the teacher's pairs
+  students/<cell>-seed<n>-<key>/      trained students, ready for transformers and vLLM
+  evaluations/..., profiles/...       their graded answers and their cost under load
+  logs/                     what every child process printed
+  results.json, report.html
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from distill import artifact, console
+from distill.artifact import Artifact, content_key
+from distill.errors import InputError
+from distill.evaluation.evaluate import ask, evaluate, evaluation_recipe, load_subject
+from distill.evaluation.profile import StudentProfileSettings, profile_recipe, profile_student
+from distill.evaluation.settings import EvaluateSettings, Questions
+from distill.serve import Endpoint, Server, ServerSettings
+from distill.study.cells import Member, cells
+from distill.study.jobs import Children, Job, run_jobs
+from distill.study.report import write_report
+from distill.study.results import MemberOutcome, build_results
+from distill.study.settings import StudySettings
+from distill.traces.generate import generate, generate_recipe
+from distill.traces.settings import GenerateSettings
+from distill.training.train import KIND as STUDENT
+from distill.training.train import recipe as train_recipe
+
+_LONGEST_PROMPT = 512  # tokens: room for prompts in the server's limit
+
+
+@dataclass
+class _Study:
+    """One run: the settings, where it writes, and what is finished."""
+
+    settings: StudySettings
+    out: Path
+    workers: int
+    threads: int
+    children: Children = field(default_factory=Children)
+    traces: Artifact | None = None
+    students: dict[str, Artifact] = field(default_factory=dict)
+    outcomes: dict[str, MemberOutcome] = field(default_factory=dict)
+
+    def make_traces(self) -> None:
+        s = self.settings
+        wanted = GenerateSettings(tasks={row.task: row.train for row in s.tasks}, teacher=s.teacher, seed=s.data_seed)
+        key = content_key("traces", generate_recipe(wanted))
+        self.traces = generate(wanted, self.out / f"traces-{key[:12]}")
+
+    def train(self, member: Member) -> None:
+        twin = self.students.get(member.token_twin) if member.token_twin else None
+        wanted = member.train_settings(self.settings, twin.summary["tokens"] if twin else None)
+        key = content_key(STUDENT, train_recipe(wanted, self.traces.key))
+        folder = self.out / "students" / f"{member.id}-{key[:12]}"
+        if not (folder / artifact.MANIFEST).is_file():
+            config = self.out / "logs" / f"{folder.name}.json"
+            config.parent.mkdir(parents=True, exist_ok=True)
+            artifact.write_json(config, wanted.model_dump(mode="json"))
+            paths = ["--config", str(config), "--traces", str(self.traces.path), "--out", str(folder)]
+            self.children.run(
+                ["train", *paths, "--threads", str(self.threads)], config.with_suffix(".log"), self.threads
+            )
+        self.students[member.id] = artifact.read(folder, STUDENT, made_by="distill train")
+
+    def serve(self, member: Member) -> None:
+        """Ask the student its questions and put it under load, with one server for both."""
+        s, student = self.settings, self.students[member.id]
+        asked = EvaluateSettings(
+            questions=[Questions(task=row.task, count=row.test, seed=s.data_seed) for row in s.tasks],
+            **s.evaluation.model_dump(),
+        )
+        load = StudentProfileSettings(
+            tasks=[row.task for row in s.tasks], **s.serving.model_dump(), **s.evaluation.model_dump()
+        )
+        subject = load_subject(student.path)
+        keys = (
+            content_key("evaluation", evaluation_recipe(asked, subject, ask(asked.questions))),
+            content_key("profile", profile_recipe(load, subject)),
+        )
+        folders = [
+            self.out / kind / f"{member.id}-{key[:12]}"
+            for kind, key in zip(("evaluations", "profiles"), keys, strict=True)
+        ]
+        with self._server_when_needed(member, student.path, subject.dtype) as endpoint:
+            evaluation = evaluate(asked, student.path, folders[0], endpoint=endpoint)
+            profile = profile_student(load, student.path, folders[1], endpoint=endpoint)
+        self.outcomes[member.id] = MemberOutcome(student, evaluation, profile)
+
+    @contextmanager
+    def _server_when_needed(self, member: Member, student: Path, dtype: str) -> Iterator[functools.partial[Endpoint]]:
+        """A function that starts a server at its first call and gives the same one after; taken down at the end."""
+        started: list[Server] = []
+        length = _LONGEST_PROMPT + self.settings.evaluation.max_tokens
+        server_settings = ServerSettings(dtype=dtype, max_model_len=length, threads=self.threads, kv_cache_gib=1)
+
+        def endpoint() -> Endpoint:
+            if not started:
+                log = self.out / "logs" / f"{member.id}.server.log"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                server = Server(str(student), server_settings, log)
+                server.__enter__()
+                started.append(server)
+            return started[0].endpoint
+
+        try:
+            yield endpoint
+        finally:
+            for server in started:
+                server.__exit__(None, None, None)
+
+
+def run(settings: StudySettings, out: Path, *, command: str, workers: int | None = None) -> Path:
+    """Run a study, or what is missing of it; returns the folder. Raises InputError when it cannot start.
+
+    `command`: how to run it again, for the report. `workers`: jobs at a time. On a CPU one a core, each single-threaded; on a GPU one.
+    """
+    gpu = torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or (1 if gpu else cores)
+    study = _Study(settings, out, workers, max(1, cores // workers))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    study.make_traces()
+    members = [member for cell in cells(settings) for member in cell.students()]
+    jobs = [
+        Job(
+            f"train {m.id}",
+            functools.partial(study.train, m),
+            after=(f"train {m.token_twin}",) if m.token_twin else (),
+        )
+        for m in _longest_first(members)
+    ]
+    jobs += [Job(f"serve {m.id}", functools.partial(study.serve, m), after=(f"train {m.id}",)) for m in members]
+    failures = run_jobs(jobs, workers=workers, children=study.children)
+    console.note("resampling for the intervals, writing results.json and report.html")
+    results = build_results(settings, study.outcomes, failures, command=command, machine_share=1 / workers)
+    artifact.write_json(out / "results.json", results)
+    write_report(out)
+    return out
+
+
+def _longest_first(members: list[Member]) -> list[Member]:
+    """Large students and long arms first, so that no core idles at the end; what others wait for before them."""
+    sizes = list(dict.fromkeys(m.cell.size.name for m in members))
+    return sorted(
+        members, key=lambda m: (-sizes.index(m.cell.size.name), m.token_twin is not None, m.cell.arm.arm == "ift")
+    )

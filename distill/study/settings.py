@@ -1,0 +1,129 @@
+"""A study as one YAML file."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distill.errors import unknown_name
+from distill.packing.arms import Arm
+from distill.settings import Settings
+from distill.tasks import get_task
+
+
+class TaskShare(Settings):
+    """How many questions of a task are trained on and how many are asked."""
+
+    task: str
+    train: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
+class StudentRow(Settings):
+    """One size of student, its peak learning rate (per token of nothing but itself), and its training seeds."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._]*$")
+    student: str
+    learning_rate: float = Field(gt=0)
+    seeds: list[int] = Field(min_length=1)
+
+
+class ArmRow(Settings):
+    """One arm. `match: tokens` trains it until it has seen as many tokens as the arm `reasoning` of its size and seed;
+    `samples` shows every arm the same questions equally often, as both published studies do."""
+
+    arm: str
+    answers: Literal["teacher", "stripped", "gold"] = "teacher"
+    match: Literal["samples", "tokens"] = "samples"
+    students: list[str] | None = Field(None, description="sizes that have this arm; all when left out")
+    seeds: list[int] | None = Field(None, description="training seeds; the size's own when left out")
+
+    @property
+    def name(self) -> str:
+        parts = [str(Arm.parse(self.arm)).replace(":", "")]
+        parts += [self.answers] if self.answers != "teacher" else []
+        parts += [f"{self.match}_matched"] if self.match != "samples" else []
+        return "-".join(parts)
+
+
+class ContrastRow(Settings):
+    """A comparison declared before the run: two arms by name, in every size that has both.
+
+    The one marked `verdict` for a size decides what the report says first.
+    """
+
+    treatment: str = "reasoning"
+    control: str = "ift"
+    verdict_size: str | None = None
+
+
+class TrainingShape(Settings):
+    """How every student is trained; see `distill train --help` for each field."""
+
+    row_tokens: int = 4096
+    batch: int = 32
+    epochs: int = 1
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    final_learning_rate_ratio: float = 0.1
+    weight_decay: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vocab_size: int = 512
+
+
+class EvaluationShape(Settings):
+    """How every student is asked."""
+
+    max_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.0, ge=0)
+
+
+class ServingShape(Settings):
+    """How every student is put under load. The highest concurrency prices an answer."""
+
+    concurrencies: tuple[int, ...] = (1, 8, 32)
+    requests: int = Field(64, ge=1)
+    warmup_requests: int = Field(4, ge=0)
+
+
+class StudySettings(Settings):
+    """Everything a study's results depend on."""
+
+    title: str
+    question: str
+    teacher: Literal["solver"] = "solver"
+    data_seed: int = 0
+    tasks: list[TaskShare] = Field(min_length=1)
+    students: list[StudentRow] = Field(min_length=1)
+    arms: list[ArmRow] = Field(min_length=1)
+    training: TrainingShape = TrainingShape()
+    evaluation: EvaluationShape = EvaluationShape()
+    serving: ServingShape = ServingShape()
+    contrasts: list[ContrastRow] = Field(min_length=1)
+    margin_points: float = Field(gt=0, description="the smallest gain, in points, that would be worth having")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    hardware: str
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "StudySettings":
+        for row in self.tasks:
+            get_task(row.task)
+        sizes, arms = [s.name for s in self.students], [a.name for a in self.arms]
+        for kind, names in (("students", sizes), ("arms", arms), ("tasks", [t.task for t in self.tasks])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{kind}: a name appears twice in {', '.join(names)}")
+        for arm in self.arms:
+            for size in arm.students or []:
+                if size not in sizes:
+                    raise unknown_name("student in arms", size, sizes)
+            if arm.match == "tokens" and "reasoning" not in arms:
+                raise ValueError(f"arm {arm.name}: match tokens needs an arm 'reasoning' to match")
+        for contrast in self.contrasts:
+            for name in (contrast.treatment, contrast.control):
+                if name not in arms:
+                    raise unknown_name("arm in contrasts", name, arms)
+            if contrast.verdict_size is not None and contrast.verdict_size not in sizes:
+                raise unknown_name("verdict_size", contrast.verdict_size, sizes)
+        if sum(c.verdict_size is not None for c in self.contrasts) != 1:
+            raise ValueError("contrasts: exactly one must have a verdict_size, the size its verdict is read from")
+        return self

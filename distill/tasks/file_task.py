@@ -1,0 +1,79 @@
+"""Tasks whose problems stand in a file, with a worked solution each."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from distill.artifact import file_sha256
+from distill.errors import InputError
+from distill.tasks.jsonl import parse_object, raw_lines
+from distill.tasks.problem import AnswerFormat, Problem, Split
+from distill.tasks.task import accuracy, check_request, split_of, too_few
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A problem and the solution that the file gives."""
+
+    problem: Problem
+    reasoning: str
+
+
+ParseRow = Callable[[dict[str, Any], str], Worked]  # (row, "file:line") -> Worked; raises InputError
+
+
+class FileTask:
+    """A question that stands in the files twice is one problem; the first one counts, and test before train."""
+
+    def __init__(
+        self,
+        name: str,
+        answer_format: AnswerFormat,
+        files: list[Path],
+        worked: Iterable[tuple[Split, Worked]],
+        is_correct: Callable[[Problem, str], bool],
+    ):
+        self.name = name
+        self.answer_format = answer_format
+        self.revision = "1 " + " ".join(file_sha256(file) for file in files)
+        self.is_correct = is_correct
+        self.metrics = {"accuracy": accuracy(is_correct)}
+        self._reasoning: dict[str, str] = {}
+        self._problems: dict[Split, list[Problem]] = {split: [] for split in get_args(Split)}
+        for split, row in worked:
+            if row.problem.id not in self._reasoning:
+                self._reasoning[row.problem.id] = row.reasoning
+                self._problems[split].append(row.problem)
+
+    @property
+    def distinct_prompts(self) -> int:
+        return len(self._reasoning)
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        check_request(split, count)
+        pool = list(self._problems[split])
+        if count > len(pool):
+            raise too_few(self.name, split, count, str(len(pool)))
+        random.Random(f"{self.name} {split} {seed}").shuffle(pool)
+        return pool[:count]
+
+    def solve(self, problem: Problem) -> tuple[str, str]:
+        try:
+            return self._reasoning[problem.id], problem.gold
+        except KeyError:
+            raise InputError(f"task {self.name}: no worked solution for {problem.id}; it is not in the file") from None
+
+
+def read_worked(path: Path, parse_row: ParseRow) -> Iterator[Worked]:
+    """Every row of a JSONL file. Raises InputError that names file, line and field."""
+    for line, raw in raw_lines(path):
+        where = f"{path}:{line}"
+        yield parse_row(parse_object(raw, where), where)
+
+
+def split_by_hash(rows: Iterable[Worked]) -> Iterator[tuple[Split, Worked]]:
+    """One file holds all splits."""
+    for row in rows:
+        yield split_of(row.problem.prompt), row

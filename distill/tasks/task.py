@@ -1,0 +1,97 @@
+"""What every task offers, how a metric is computed, and which split a prompt belongs to.
+
+A task is a source of problems and a grader. The split of a prompt is a function of the prompt alone, so train,
+validation and test are disjoint whatever the seeds and counts of the calls that drew them.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+from distill.errors import InputError, unknown_name
+from distill.tasks.problem import AnswerFormat, Problem, Split
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score over many graded answers, in two steps, so that a bootstrap grades once and resamples many times.
+
+    `rows(problem, answer)` grades one answer: a small dict of numbers, one row of a table. An unfinished answer is
+    graded as the empty string. `value(columns, sample_weight)` is the score of that table: columns of n numbers and,
+    for a resample, how often each of the n rows was drawn (None: once each). It is NaN for no rows.
+    """
+
+    name: str
+    rows: Callable[[Problem, str], dict[str, float]]
+    value: Callable[..., float]
+
+    def score(self, problems: Sequence[Problem], answers: Sequence[str]) -> float:
+        """The value over these answers."""
+        rows = [self.rows(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+        return self.value({name: [row[name] for row in rows] for name in rows[0]}) if rows else math.nan
+
+
+def weighted_mean(column: str) -> Callable[..., float]:
+    """The `value` function of a metric that is the mean of one column."""
+
+    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
+        import numpy as np
+
+        values = np.asarray(columns[column], dtype=float)
+        weights = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        return float(values @ weights / weights.sum()) if weights.sum() > 0 else math.nan
+
+    return value
+
+
+def accuracy(is_correct: Callable[[Problem, str], bool]) -> Metric:
+    """The share of answers that the checker accepts: the primary metric of every task."""
+    return Metric(
+        "accuracy",
+        rows=lambda problem, answer: {"correct": float(is_correct(problem, answer))},
+        value=weighted_mean("correct"),
+    )
+
+
+class Task(Protocol):
+    """A family of problems and its grader."""
+
+    name: str
+    revision: str  # changes when the same call would give other problems, solutions or grades
+    answer_format: AnswerFormat
+    distinct_prompts: int | None  # over all splits
+    metrics: dict[str, Metric]  # "accuracy" first
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """`count` distinct problems in an order drawn by `seed`; a smaller count gives the beginning of a larger.
+
+        Raises InputError that says how many there are when there are fewer.
+        """
+
+    def solve(self, problem: Problem) -> tuple[str, str]:
+        """(reasoning, answer) of the embedded teacher."""
+
+    def is_correct(self, problem: Problem, answer: str) -> bool:
+        """Whether `answer`, the text after the reasoning, is right. Safe and quick on any text."""
+
+
+def split_of(prompt: str) -> Split:
+    """80 % train, 10 % validation, 10 % test, by a hash of the prompt."""
+    percent = int.from_bytes(hashlib.sha256(prompt.encode()).digest()) % 100
+    return "train" if percent < 80 else "validation" if percent < 90 else "test"
+
+
+def check_request(split: str, count: int) -> None:
+    """Raises InputError for a split or count that no task has."""
+    if split not in get_args(Split):
+        raise unknown_name("split", split, get_args(Split))
+    if count < 1:
+        raise InputError(f"count of problems: found {count}, expected at least 1")
+
+
+def too_few(task: str, split: str, count: int, there_are: str) -> InputError:
+    return InputError(f"task {task}: {count} {split} problems asked for, but there are only {there_are}")

@@ -1,0 +1,131 @@
+"""`distill traces import`: pairs from files that have both answers already.
+
+    pairs   prompt, reasoning, ift [, gold]; `reasoning` holds <think>...</think>answer    JSONL or Parquet
+    gsm8k   question, answer with worked steps and `#### final`                            JSONL
+    aqua    question, options, rationale, correct                                          JSONL
+
+A worked solution is the reasoning answer; the final answer alone is the other. Every row of the file becomes a pair
+or is refused: by default the first bad row ends the import with its line; with `skip_bad` bad rows go to
+rejected.parquet with the reason, and are counted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from distill.artifact import Artifact, file_sha256, workspace
+from distill.errors import InputError, unknown_name
+from distill.tasks import aqua, gsm8k
+from distill.tasks.file_task import Worked
+from distill.tasks.jsonl import parse_object, raw_lines, text_field
+from distill.tasks.problem import Problem
+from distill.traces.faults import fault_of, split_think
+from distill.traces.pairing import Answer, pair_or_rejected
+from distill.traces.store import KIND, Rejected, parquet_rows, write_pairs
+from distill.traces.teachers import worked_answer
+from distill.traces.trace import Mode, Pair, Trace
+
+VERSION = 1  # part of every key: raise it when the same file would give other rows
+TASK = "imported"  # of problems that belong to no task of ours: they have no checker
+
+Row = dict[str, Any]
+ParsedRow = tuple[Problem, Answer, Answer]  # the problem, its reasoning answer, its ift answer
+Checker = Callable[[Problem, str], bool]
+
+
+def import_file(path: Path, layout: str, out: Path, *, skip_bad: bool = False, teacher: str = TASK) -> Artifact:
+    """Write the pairs of a file in a layout to the folder `out`. `teacher` names who wrote the answers, if known.
+
+    Raises InputError for an unknown layout, an unreadable file, a bad row (without `skip_bad`), or no good row.
+    """
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", layout, LAYOUTS)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected JSON lines or Parquet in layout {layout}")
+    recipe = {
+        "version": VERSION,
+        "source_sha256": file_sha256(path),
+        "source_name": path.name,
+        "layout": layout,
+        "skip_bad": skip_bad,
+        "teacher": teacher,
+    }
+    with workspace(out, KIND, recipe) as space:
+        if space.finished:
+            return space.finished
+        summary = write_pairs(space.path, _require_one_pair(path, _rows(path, layout, skip_bad, teacher)))
+        return space.commit(summary | {"questions": summary["pairs"] + sum(summary["rejected"].values())})
+
+
+def _require_one_pair(path: Path, rows: Iterator[Pair | Rejected]) -> Iterator[Pair | Rejected]:
+    pairs, bad = 0, ""
+    for row in rows:
+        if isinstance(row, Pair):
+            pairs += 1
+        else:
+            bad = bad or f"{row.source}: {row.detail}"
+        yield row
+    if not pairs:
+        raise InputError(f"{path}: no pair in it ({bad or 'the file is empty'})")
+
+
+def _rows(path: Path, layout: str, skip_bad: bool, teacher: str) -> Iterator[Pair | Rejected]:
+    parse, check = LAYOUTS[layout]
+    for where, read in _source(path):
+        source = where.removeprefix(f"{path.parent}/")  # the same file elsewhere gives the same bytes
+        try:
+            problem, reasoning, ift = parse(read(), where)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            yield Rejected("malformed", None, str(error).removeprefix(f"{where}: "), source)
+            continue
+        if layout == "pairs":
+            reasoning = replace(reasoning, trace=replace(reasoning.trace, teacher=teacher))
+            ift = replace(ift, trace=replace(ift.trace, teacher=teacher))
+        row = pair_or_rejected(problem, reasoning, ift, check, source=source)
+        if isinstance(row, Rejected) and not skip_bad:
+            raise InputError(f"{where}: field {row.mode!r}: {row.detail}; with --skip-bad such rows are set aside")
+        yield row
+
+
+def _source(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """("file:line", read the row) for every row: reading one may fail without ending the others."""
+    if path.suffix == ".parquet":
+        for where, row in parquet_rows(path):
+            yield where, lambda row=row: row
+    else:
+        for line, raw in raw_lines(path):
+            where = f"{path}:{line}"
+            yield where, lambda raw=raw, where=where: parse_object(raw, where)
+
+
+def _published(row: Row, where: str) -> ParsedRow:
+    prompt = text_field(row, "prompt", where).strip()
+    gold = "" if row.get("gold") is None else text_field(row, "gold", where).strip()
+    reasoning = split_think(text_field(row, "reasoning", where))
+    ift = split_think(text_field(row, "ift", where))
+    return Problem(TASK, prompt, gold, "open"), _answer("reasoning", *reasoning), _answer("ift", *ift)
+
+
+def _answer(mode: Mode, reasoning: str, answer: str, fault: str | None) -> Answer:
+    trace = Trace(mode, reasoning, answer, "stop", TASK)
+    return Answer(trace, fault or fault_of(trace))
+
+
+def _worked(parse_row: Callable[[Row, str], Worked]) -> Callable[[Row, str], ParsedRow]:
+    def parse(row: Row, where: str) -> ParsedRow:
+        worked = parse_row(row, where)
+        reasoning, ift = (worked_answer(mode, worked.reasoning, worked.problem.gold) for mode in get_args(Mode))
+        return worked.problem, reasoning, ift
+
+    return parse
+
+
+# layout -> how a row is read, and the checker of its task if it has one
+LAYOUTS: dict[str, tuple[Callable[[Row, str], ParsedRow], Checker | None]] = {
+    "pairs": (_published, None),
+    "gsm8k": (_worked(gsm8k.parse_row), gsm8k.is_correct),
+    "aqua": (_worked(aqua.parse_row), aqua.is_correct),
+}

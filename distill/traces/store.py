@@ -1,0 +1,245 @@
+"""Pairs on disk: a folder with pairs.parquet, rejected.parquet and a manifest.
+
+Every question that was asked or imported is a row of one of the two files. Rows keep their order, and equal rows give
+equal bytes.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill import artifact
+from distill.artifact import canonical_json
+from distill.errors import InputError
+from distill.tasks.problem import AnswerFormat, Problem
+from distill.traces.trace import Mode, Pair, Trace
+
+KIND = "traces"
+PAIRS, REJECTED = "pairs.parquet", "rejected.parquet"
+MADE_BY = "distill traces generate"
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A question that gave no pair, with whatever there is of it."""
+
+    reason: str  # a name in faults.FAULTS
+    mode: Mode | None  # the mode that had the fault, the first if both had; None when the row itself had it
+    detail: str = ""
+    source: str = ""  # "file:line" of an imported row
+    problem: Problem | None = None
+    reasoning: Trace | None = None
+    ift: Trace | None = None
+
+
+def _field(name: str, kind: pa.DataType, *, optional: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=optional)
+
+
+_TRACE = pa.struct(
+    [
+        _field("reasoning", pa.large_string()),
+        _field("answer", pa.large_string()),
+        _field("finish_reason", pa.string()),
+        _field("teacher", pa.string()),
+        _field("prompt_tokens", pa.int64(), optional=True),
+        _field("reasoning_tokens", pa.int64(), optional=True),
+        _field("answer_tokens", pa.int64(), optional=True),
+        _field("sampling", pa.string(), optional=True),  # JSON
+        _field("seed", pa.int64(), optional=True),
+        _field("cost_usd", pa.float64(), optional=True),
+        _field("verified", pa.bool_(), optional=True),
+    ]
+)
+
+
+def _schema(*, optional: bool) -> list[pa.Field]:
+    return [
+        _field("id", pa.string(), optional=optional),
+        _field("task", pa.string(), optional=optional),
+        _field("prompt", pa.large_string(), optional=optional),
+        _field("gold", pa.large_string(), optional=optional),
+        _field("answer_format", pa.string(), optional=optional),
+        _field("reasoning", _TRACE, optional=optional),
+        _field("ift", _TRACE, optional=optional),
+    ]
+
+
+_PAIR_SCHEMA = pa.schema(_schema(optional=False))
+_REJECTED_SCHEMA = pa.schema(
+    [
+        _field("reason", pa.string()),
+        _field("mode", pa.string(), optional=True),
+        _field("detail", pa.large_string()),
+        _field("source", pa.string()),
+        *_schema(optional=True),
+    ]
+)
+
+
+def write_pairs(folder: Path, rows: Iterable[Pair | Rejected]) -> dict[str, Any]:
+    """Write both files from one stream of rows. Returns the summary: how many pairs, and rejected rows by reason.
+
+    When the rows end in an exception, or the disk is full, neither file is left.
+    """
+    pairs, reasons = 0, Counter[str]()
+    try:
+        with ExitStack() as stack:
+            kept = stack.enter_context(_BatchWriter(folder / PAIRS, _PAIR_SCHEMA))
+            rejected = stack.enter_context(_BatchWriter(folder / REJECTED, _REJECTED_SCHEMA))
+            for row in rows:
+                if isinstance(row, Pair):
+                    kept.add(_common_row(row))
+                    pairs += 1
+                else:
+                    about = {"reason": row.reason, "mode": row.mode, "detail": row.detail, "source": row.source}
+                    rejected.add(about | _common_row(row))
+                    reasons[row.reason] += 1
+    except BaseException as error:
+        for name in (PAIRS, REJECTED):
+            (folder / name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        raise
+    return {"pairs": pairs, "rejected": dict(sorted(reasons.items()))}
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a finished trace set. Raises InputError for anything malformed: file, row, field."""
+    pairs = []
+    for where, row in _read(path, PAIRS, _PAIR_SCHEMA):
+        pairs.append(Pair(_problem(row, where), _trace(row, "reasoning", where), _trace(row, "ift", where)))
+    return pairs
+
+
+def read_rejected(path: Path) -> list[Rejected]:
+    """The rows that gave no pair. Raises InputError as read_pairs does."""
+    return [
+        Rejected(
+            reason=row["reason"],
+            mode=row["mode"],
+            detail=row["detail"],
+            source=row["source"],
+            problem=None if row["prompt"] is None else _problem(row, where),
+            reasoning=None if row["reasoning"] is None else _trace(row, "reasoning", where),
+            ift=None if row["ift"] is None else _trace(row, "ift", where),
+        )
+        for where, row in _read(path, REJECTED, _REJECTED_SCHEMA)
+    ]
+
+
+def trace_to_row(trace: Trace) -> dict[str, Any]:
+    """A trace as a flat row, without its mode."""
+    row = dict(vars(trace))
+    del row["mode"]
+    row["sampling"] = None if trace.sampling is None else canonical_json(trace.sampling)
+    return row
+
+
+def trace_from_row(row: dict[str, Any], mode: Mode) -> Trace:
+    """The trace that trace_to_row wrote. Raises ValueError or TypeError for another row."""
+    sampling = None if row["sampling"] is None else json.loads(row["sampling"])
+    if not isinstance(sampling, dict | None):
+        raise TypeError("sampling is not a JSON object")
+    return Trace(mode=mode, **{**row, "sampling": sampling})
+
+
+class _BatchWriter:
+    """Writes rows in batches, so that a set of any size needs the memory of one batch."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.schema = schema
+        self.writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "_BatchWriter":
+        return self
+
+    def __exit__(self, exception_type: type | None, *_: object) -> None:
+        if exception_type is None:
+            self._write()
+        self.writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == _BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        if self.rows:
+            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+            self.rows = []
+
+
+def _common_row(row: Pair | Rejected) -> dict[str, Any]:
+    problem = row.problem
+    return {
+        "id": problem and problem.id,
+        "task": problem and problem.task,
+        "prompt": problem and problem.prompt,
+        "gold": problem and problem.gold,
+        "answer_format": problem and problem.answer_format,
+        "reasoning": row.reasoning and trace_to_row(row.reasoning),
+        "ift": row.ift and trace_to_row(row.ift),
+    }
+
+
+def _read(path: Path, name: str, schema: pa.Schema) -> Iterator[tuple[str, dict[str, Any]]]:
+    artifact.read(path, KIND, made_by=MADE_BY)
+    yield from parquet_rows(path / name, schema)
+
+
+def parquet_rows(file: Path, schema: pa.Schema | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file: row n", row) of a Parquet file. Raises InputError when it is damaged or does not have `schema`."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if schema is not None:
+                _require_schema(file, parquet.schema_arrow, schema)
+            number = 0
+            for batch in parquet.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: row {number}", row
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        what = (
+            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0][:120]
+        )
+        raise InputError(f"{file}: cannot be read as Parquet ({what})") from None
+
+
+def _require_schema(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    for field in expected:
+        if field.name not in found.names:
+            raise InputError(f"{file}: column {field.name!r} is missing (found {', '.join(found.names)})")
+        if not found.field(field.name).equals(field):
+            raise InputError(
+                f"{file}: column {field.name!r}: expected {field.type}, found {found.field(field.name).type}"
+            )
+
+
+def _problem(row: dict[str, Any], where: str) -> Problem:
+    if row["answer_format"] not in get_args(AnswerFormat):
+        raise InputError(
+            f"{where}: field 'answer_format': expected one of {', '.join(get_args(AnswerFormat))}, "
+            f"found {row['answer_format']!r}"
+        )
+    problem = Problem(row["task"], row["prompt"], row["gold"], row["answer_format"])
+    if problem.id != row["id"]:
+        raise InputError(f"{where}: field 'id': expected {problem.id!r}, the hash of the prompt, found {row['id']!r}")
+    return problem
+
+
+def _trace(row: dict[str, Any], mode: Mode, where: str) -> Trace:
+    try:
+        return trace_from_row(row[mode], mode)
+    except (ValueError, TypeError):
+        raise InputError(f"{where}: field '{mode}.sampling': expected a JSON object") from None

@@ -1,0 +1,84 @@
+"""Eager references: what every function of this package must compute, written for reading, in any dtype.
+
+The fast versions are tested against these in float64. Nothing here saves memory or time.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """loss and (lse[N], logprobs[N], correct[N]) of hidden[N,H] @ weight[V,H].T against labels[N].
+
+    Rows whose label is `ignore_index` have loss, lse and log-probability 0 and are not correct. `mean` divides
+    by the count of the other rows, with token weights too; it is 0 if there is none.
+    """
+    kept = labels != ignore_index
+    target = labels.where(kept, 0)
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+
+    lse = logits.logsumexp(-1)
+    logprobs = logits.gather(1, target[:, None]).squeeze(1) - lse
+    smooth = lse - logits.mean(-1)  # cross-entropy against the uniform distribution
+    losses = (1 - label_smoothing) * -logprobs + label_smoothing * smooth + z_loss * lse**2
+    if token_weights is not None:
+        losses = losses * token_weights
+    losses = losses.where(kept, 0.0)
+
+    stats = (lse.where(kept, 0.0), logprobs.where(kept, 0.0), (logits.argmax(-1) == target) & kept)
+    if reduction == "none":
+        return losses, stats
+    if reduction == "sum":
+        return losses.sum(), stats
+    return losses.sum() / kept.sum().clamp(min=1), stats
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """out[T,Hq,D] of causal attention inside each document cu_seqlens[i]:cu_seqlens[i+1] of q[T,Hq,D], k, v[T,Hk,D]."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries_per_key = q.shape[1] // k.shape[1]
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(bounds)]
+    outputs = []
+    # split, not slices: the backward of a slice writes a full-size gradient for every document
+    for q_LHD, k_LHD, v_LHD in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        length = q_LHD.shape[0]
+        k_LHD = k_LHD.repeat_interleave(queries_per_key, dim=1)
+        v_LHD = v_LHD.repeat_interleave(queries_per_key, dim=1)
+        scores_HLL = torch.einsum("qhd,khd->hqk", q_LHD, k_LHD) * scale
+        if softcap is not None:
+            scores_HLL = softcap * torch.tanh(scores_HLL / softcap)
+        distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
+        visible = (distance >= 0) & (distance < (length if window is None else window))
+        scores_HLL = scores_HLL.masked_fill(~visible, float("-inf"))
+        probs_HLL = scores_HLL.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        outputs.append(torch.einsum("hqk,khd->qhd", probs_HLL, v_LHD))
+    return torch.cat(outputs)

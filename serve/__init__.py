@@ -1,0 +1,42 @@
+"""A student behind vLLM, under load; imported as distill.serve.
+
+    server.py     starts vLLM's OpenAI-compatible server and always takes it down again
+    keeper.py     the small process between us and vLLM that does the taking down, whatever happens to us
+    endpoint.py   where a server is and how to talk to it: ours, or one that was there already
+    client.py     sends prompts as token ids, or chats with a teacher; every request ends in one result
+    tokens.py     which output tokens are thinking and which are the answer
+    metrics.py    the server's own histograms
+    profile.py    latency, throughput and tokens per answer at several concurrencies
+
+Importing this package imports neither torch nor vllm.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Server": "server",
+    "ServerSettings": "server",
+    "Endpoint": "endpoint",
+    "check_endpoint": "endpoint",
+    "Completion": "client",
+    "ChatCompletion": "client",
+    "SamplingSettings": "client",
+    "complete": "client",
+    "chat": "client",
+    "split_thinking": "tokens",
+    "ProfileSettings": "profile",
+    "profile_endpoint": "profile",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,67 @@
+"""Where an OpenAI-compatible server is and how to talk to it."""
+
+import ipaddress
+from dataclasses import dataclass, field
+
+import httpx
+
+from distill.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that speaks the OpenAI protocol: one of ours, or one that was there already."""
+
+    base_url: str  # with the version, as every OpenAI client writes it: http://127.0.0.1:8000/v1
+    model: str  # the name the server knows the model by
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def root_url(self) -> str:
+        """The server without /v1, where /health and /metrics are."""
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    @property
+    def trust_env(self) -> bool:
+        """Whether proxies from the environment apply: never to this machine."""
+        host = httpx.URL(self.base_url).host
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host != "localhost"
+
+    def hide_key(self, text: str) -> str:
+        """`text` without the key: servers quote it back in their errors."""
+        return text.replace(self.api_key, "***") if self.api_key else text
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Ask the server for its models. Raises InputError when it is out of reach, refuses the key or lacks the model."""
+    where = f"endpoint {endpoint.base_url}"
+    try:
+        reply = httpx.get(
+            f"{endpoint.base_url.rstrip('/')}/models",
+            headers=endpoint.headers,
+            timeout=10,
+            trust_env=endpoint.trust_env,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise InputError(
+            f"{where}: cannot be reached ({endpoint.hide_key(str(error)) or type(error).__name__})"
+        ) from None
+    if reply.status_code in (401, 403):
+        raise InputError(f"{where}: refuses the API key (HTTP {reply.status_code})")
+    if reply.status_code == 404:
+        return  # some gateways serve completions but no list
+    try:
+        names = [str(entry["id"]) for entry in reply.raise_for_status().json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{where}: expected a list of models at /models, found HTTP {reply.status_code} {reply.text[:80]!r}"
+        ) from None
+    if endpoint.model not in names:
+        raise unknown_name(f"model at {endpoint.base_url}", endpoint.model, names)

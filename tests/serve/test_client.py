@@ -1,0 +1,274 @@
+"""The client against servers that misbehave: every request ends in one result, and the result is right or says why."""
+
+import asyncio
+import json
+import random
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from distill.errors import InputError
+from distill.serve import Endpoint, SamplingSettings, chat, check_endpoint, client, complete
+
+SAMPLING = SamplingSettings(max_tokens=16)
+THINK_END = 5
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
+
+
+def http(body, status="200 OK", extra=""):
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{extra}\r\n".encode() + body
+
+
+def whole(token_ids, text="", reason="stop"):
+    return http({"choices": [{"index": 0, "text": text, "finish_reason": reason, "token_ids": token_ids}]})
+
+
+def event(token_ids, text="", reason=None):
+    choice = {"index": 0, "text": text, "finish_reason": reason, "token_ids": token_ids}
+    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class FakeServer:
+    """Answers the n-th request with what `script(n, request body)` gives: bytes and pauses in seconds, then hangs up."""
+
+    def __init__(self, script):
+        self.script, self.bodies, self.headers, self.open, self.most_open = script, [], [], 0, 0
+
+    async def handle(self, reader, writer):
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = next(
+                (int(x.split(":")[1]) for x in head.lower().split("\r\n") if x.startswith("content-length")), 0
+            )
+            body = json.loads(await reader.readexactly(length)) if length else None
+            self.bodies.append(body)
+            self.headers.append(head)
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+            reply = self.script(len(self.bodies) - 1, body)
+            for part in [reply] if isinstance(reply, bytes) else reply:
+                if isinstance(part, float):
+                    await asyncio.sleep(part)
+                else:
+                    writer.write(part)
+                    await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(script, api_key=None):
+    fake = FakeServer(script)
+    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
+    async with server:
+        fake.endpoint = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "m", api_key)
+        yield fake
+
+
+def ask(script, prompts=((7, 8),), *, api_key=None, call=complete, **options):
+    """(results, the fake server) of one call; waits are cut short so that a hang fails."""
+
+    async def run():
+        async with serving(script, api_key) as fake:
+            return await asyncio.wait_for(call(fake.endpoint, prompts, SAMPLING, **options), 20), fake
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_results_keep_the_order_of_the_prompts_and_arrive_as_they_finish(stream):
+    rng = random.Random()
+    prompts = [[i, rng.randrange(1000)] for i in range(20)]
+    seen = []
+
+    def script(n, body):
+        ids, pause = [*body["prompt"], 3], rng.random() / 20
+        return [pause, STREAM + event(ids, "x", "stop") + DONE] if stream else [pause, whole(ids, "x")]
+
+    results, fake = ask(script, prompts, stream=stream, concurrency=4, on_result=seen.append)
+    assert [r.token_ids for r in results] == [[*prompt, 3] for prompt in prompts]
+    assert [r.index for r in results] == list(range(20))
+    assert sorted(r.index for r in seen) == list(range(20)) and [r.index for r in seen] != list(range(20))
+    assert {r.finish_reason for r in results} == {"stop"} and {r.prompt_tokens for r in results} == {2}
+    assert fake.most_open <= 4
+
+
+def test_what_is_sent():
+    _, fake = ask(lambda n, body: whole([3]), [[7], [8]], api_key="secret-key", seeds=[11, 12], concurrency=1)
+    assert [body["prompt"] for body in fake.bodies] == [[7], [8]]
+    assert [body["seed"] for body in fake.bodies] == [11, 12]
+    body = fake.bodies[0]
+    assert body["return_token_ids"] is True and body["skip_special_tokens"] is False
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.0, 1.0, 16)
+    assert "authorization: bearer secret-key" in fake.headers[0].lower()
+
+
+FAULTS = {
+    "refused connection": b"",
+    "429": http({"error": {"message": "busy"}}, "429 Too Many Requests"),
+    "500": http(b"oops", "500 Internal Server Error"),
+    "malformed": http(b"{not json"),
+    "not an object": http(b"[1, 2]"),
+    "no choices": http({"choices": []}),
+    "ids that are no ids": http({"choices": [{"text": "", "finish_reason": "stop", "token_ids": ["a"]}]}),
+    "half a body": whole([1, 2, 3])[:-5],
+}
+STREAM_FAULTS = {
+    "half a stream": STREAM + event([1]) + event([2]),
+    "cut in an event": STREAM + event([1]) + event([2])[:-9],
+    "malformed event": STREAM + event([1]) + b"data: {]\n\n",
+    "error event": STREAM + event([1]) + b'data: {"error": {"message": "engine died"}}\n\n',
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *STREAM_FAULTS])
+def test_a_passing_fault_is_tried_again_and_a_lasting_one_is_reported(fault):
+    stream = fault in STREAM_FAULTS
+    bad = STREAM_FAULTS[fault] if stream else FAULTS[fault]
+    good = STREAM + event([9, 3], "ok", "stop") + DONE if stream else whole([9, 3], "ok")
+    (result,), _ = ask(lambda n, body: bad if n < 2 else good, stream=stream)
+    assert (result.token_ids, result.text, result.finish_reason, result.error) == ([9, 3], "ok", "stop", None)
+    (result,), fake = ask(lambda n, body: bad, stream=stream, retries=2)
+    assert len(fake.bodies) == 3
+    assert result.finish_reason == "error" and result.error and result.token_ids == [] and "\n" not in result.error
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "404 Not Found"])
+def test_a_refusal_is_not_tried_again(status):
+    reply = http({"error": {"message": "key sk-secret\nis wrong"}}, status)
+    (result,), fake = ask(lambda n, body: reply, api_key="sk-secret")
+    assert len(fake.bodies) == 1
+    assert result.error == f"HTTP {status[:3]}: key *** is wrong"
+
+
+def test_retry_after_is_honoured():
+    script = lambda n, body: whole([3]) if n else http(b"", "429 Too Many Requests", "Retry-After: 1\r\n")  # noqa: E731
+    start = time.perf_counter()
+    (result,), _ = ask(script)
+    assert result.error is None and time.perf_counter() - start >= 1
+
+
+def test_a_server_without_token_ids_is_named():
+    (result,), fake = ask(lambda n, body: http({"choices": [{"text": "hi", "finish_reason": "stop"}]}))
+    assert "token_ids" in result.error and len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hung_server_does_not_hang_the_client(stream):
+    (result,), _ = ask(lambda n, body: [STREAM, 5.0] if stream else [5.0], stream=stream, timeout_s=0.2, retries=1)
+    assert result.finish_reason == "error" and "ReadTimeout" in result.error
+
+
+def test_one_in_ten_connections_dropped_loses_nothing():
+    rng = random.Random()
+    prompts = [[i] for i in range(100)]
+    script = lambda n, body: b"" if rng.random() < 0.1 else whole([*body["prompt"], 3])  # noqa: E731
+    results, _ = ask(script, prompts, concurrency=8, retries=8)
+    assert [r.token_ids for r in results] == [[i, 3] for i in range(100)]
+
+
+def test_without_retries_failures_are_counted_by_the_caller():
+    results, _ = ask(lambda n, body: b"" if n % 2 else whole([3]), [[i] for i in range(10)], concurrency=1, retries=0)
+    assert [r.finish_reason for r in results] == ["stop", "error"] * 5
+
+
+def test_an_aborted_answer_is_an_error():
+    (result,), _ = ask(lambda n, body: whole([1], reason="content_filter"))
+    assert result.finish_reason == "error" and "content_filter" in result.error
+
+
+def test_a_failing_journal_stops_the_run_with_its_own_error():
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        ask(lambda n, body: whole([3]), [[i] for i in range(50)], concurrency=4, on_result=full_disk)
+
+
+def test_stream_times_and_separators_in_text():
+    """Events split anywhere, several tokens an event, and characters that are line ends only to Python."""
+    odd = "a\u2028b\u0085c\x1cd\u2029\r"
+    parts = [event([4, 11], odd), event([12]), event([THINK_END]), event([13, 3], "z", "stop"), DONE]
+    cuts = sorted(random.choices(range(1, len(parts[0])), k=3))
+    pieces = [parts[0][a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+    reply = [STREAM, 0.05, *pieces, 0.1, parts[1], parts[2], 0.1, parts[3], 0.05, parts[4]]
+    (result,), _ = ask(lambda n, body: reply, stream=True, think_end_id=THINK_END)
+    assert result.token_ids == [4, 11, 12, THINK_END, 13, 3] and result.text == odd + "z"
+    assert result.ttft_s >= 0.05
+    assert result.tfat_s >= 0.25 and result.tfat_s >= result.ttft_s + 0.1
+    assert result.e2e_s >= 0.3
+
+
+def test_no_answer_token_time_without_an_end_of_thinking():
+    reply = STREAM + event([4, 11]) + event([12, 3], "", "length") + DONE
+    (result,), _ = ask(lambda n, body: reply, stream=True, think_end_id=THINK_END)
+    assert result.tfat_s is None and result.ttft_s is not None
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_chat(name):
+    message = {"role": "assistant", "content": "<b>17</b>", name: "7:7"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 9}
+    reply = http({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+    conversation = [{"role": "user", "content": "add 7523"}]
+    options = {"chat_template_kwargs": {"enable_thinking": True}, "extra": {"top_k": 20, "max_tokens": None}}
+    (result,), fake = ask(lambda n, body: reply, [conversation], call=chat, **options)
+    assert (result.content, result.reasoning, result.finish_reason) == ("<b>17</b>", "7:7", "stop")
+    assert result.usage == usage and result.token_ids is None and result.error is None
+    assert fake.bodies == [
+        {
+            "model": "m",
+            "messages": conversation,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "chat_template_kwargs": {"enable_thinking": True},
+            "top_k": 20,
+        }
+    ]
+
+
+def test_chat_failures_are_results_too():
+    reply = http({"choices": [{"message": None, "finish_reason": "stop"}]})
+    (result,), _ = ask(lambda n, body: reply, [[{"role": "user", "content": "x"}]], call=chat, retries=0)
+    assert result.finish_reason == "error" and "message" in result.error
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (http({"data": [{"id": "m"}]}), None),
+        (http(b"", "404 Not Found"), None),
+        (http({"data": [{"id": "mm"}]}), "did you mean 'mm'"),
+        (http(b"no", "401 Unauthorized"), "refuses the API key"),
+        (http(b"<html>"), "expected a list of models"),
+        (b"", "cannot be reached"),
+    ],
+)
+def test_check_endpoint(reply, expected):
+    async def run():
+        async with serving(lambda n, body: reply, "sk-secret") as fake:
+            await asyncio.to_thread(check_endpoint, fake.endpoint)
+
+    if expected is None:
+        asyncio.run(run())
+    else:
+        with pytest.raises(InputError, match=expected) as caught:
+            asyncio.run(run())
+        assert "sk-secret" not in str(caught.value)
+
+
+def test_the_key_is_not_shown():
+    assert "sk-secret" not in repr(Endpoint("http://127.0.0.1:1/v1", "m", "sk-secret"))

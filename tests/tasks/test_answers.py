@@ -1,0 +1,134 @@
+"""Reading answers out of free text."""
+
+import random
+import time
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.tasks.answers import exact_match, final_answer, final_number, last_boxed, option_letter
+
+NUMBERS = {
+    "1,080": 1080,
+    "$1,080.00": 1080,
+    "18 dollars": 18,
+    "It is 18kg.": 18,
+    "-5": -5,
+    "$-5": -5,
+    "-$5.50": Decimal("-5.5"),
+    "**17**": 17,
+    "5%": 5,
+    "#### 72": 72,
+    "48+24 = 72": 72,
+    "Answer: **17**": 17,
+    "The answer is 5. Check: 2 + 3 is 5 for 10 people": 5,
+    "first 3, then 4": 4,
+    "12.": 12,
+    r"so \boxed{1{,}080}": 1080,
+    r"\boxed{\$18\text{ dollars}}, and not 19": 18,
+    r"\boxed{x=5}": 5,
+    "": None,
+    "seventeen": None,
+    "9**9**9": None,
+    "3/4": None,
+    "3-5": None,
+    "1e5": None,
+    "x^2": None,
+    "1.2.3": None,
+    "3,4,5": None,
+    "1,0805": None,
+    "7:7,5:12,2:14,3:17": None,
+    r"\boxed{5 or 7}": None,
+    r"17, no \boxed{nothing}": None,
+}
+
+LETTERS = {
+    "B": "B",
+    " b\n": "B",
+    "(B)": "B",
+    "B.": "B",
+    "**B**": "B",
+    "B) 6000": "B",
+    "(B) the second": "B",
+    "the answer is B": "B",
+    "ANSWER:E": "E",
+    "correct answer - A": "A",
+    "Answer: **D**": "D",
+    "Answer is option D.": "D",
+    "(B) is wrong. The answer is C.": "C",
+    r"A first, but \boxed{\text{C}}": "C",
+    "": None,
+    "Bee": None,
+    "A or B": None,
+    "The answer is A or B": None,
+    "The answer is not B": None,
+    "A3:A3,B9:B9,C5:B9,D1:B9": None,
+    "Apples are the answer": None,
+    "6000": None,
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_final_number(text):
+    assert final_number(text) == NUMBERS[text]
+
+
+@pytest.mark.parametrize("text", LETTERS)
+def test_option_letter(text):
+    assert option_letter(text) == LETTERS[text]
+
+
+def test_last_boxed():
+    assert last_boxed(r"\boxed{1} and \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{1} and \boxed{2") == "1"
+    assert last_boxed(r"\boxed{a \} b}") == r"a \} b"
+    assert last_boxed(r"{\boxed{2}} }") == "2"
+    assert last_boxed(r"boxed{2} \boxed 2") is None
+
+
+def test_final_answer_and_exact_match():
+    assert final_answer("  nova   corp\n tech ok ") == "nova corp tech ok"
+    assert exact_match("nova corp tech ok", r"The row: \boxed{nova corp  tech ok}")
+    assert not exact_match("17", "The sum is 17")
+    assert not exact_match("a", "A")
+
+
+def test_any_integer_in_any_dress():
+    rng = random.Random()
+    for _ in range(300):
+        number = rng.randrange(10 ** rng.randrange(1, 15)) * rng.choice((1, -1))
+        sign, size = "-" if number < 0 else "", abs(number)
+        for text in (f"{sign}{size}", f"{sign}${size:,}.00", f"{sign}{size:,} apples", rf"\boxed{{{sign}{size:,}}}"):
+            assert final_number(text) == number
+            assert final_number(text) != number + 1
+
+
+@given(st.text(alphabet=st.sampled_from("0189.,-+$*/(){}\\boxedanswer is:ABC \n"), max_size=200))
+def test_any_text_is_read_without_error(text):
+    final_number(text), option_letter(text), final_answer(text)
+
+
+@settings(max_examples=50)
+@given(st.text())
+def test_any_unicode_is_read_without_error(text):
+    final_number(text), option_letter(text), final_answer(text)
+
+
+PIECES = ("1", "1,", "1,111", "1,111,", "1.1", "-", "$-", "(", "*", " ", "9**", "{", "\\", "\\boxed{", "\\text{", "A)")
+CUES = ("answer ", "answer is ", "answer:", "option ", "####", "{,}")
+
+
+@pytest.mark.parametrize("piece", [*PIECES, *CUES])
+def test_time_is_linear(piece):
+    """Eight times the text takes about eight times as long; a quadratic pattern would take sixty-four."""
+
+    def seconds(size: int) -> float:
+        text = "\\boxed{" + piece * (size // len(piece)) + "}" + piece * (size // len(piece))
+        started = time.perf_counter()
+        final_number(text), option_letter(text), final_answer(text)
+        return time.perf_counter() - started
+
+    small = max(min(seconds(2**15) for _ in range(2)), 0.002)
+    assert min(seconds(2**18) for _ in range(2)) < 40 * small
