@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DEFAULT_WORKSPACE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+DEFAULT_WORKSPACE_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 
 
 class LossOptions(NamedTuple):

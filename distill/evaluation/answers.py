@@ -47,7 +47,9 @@ class Parts:
 def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
     """Split what a student generated. Reasoning ends with the last closing tag; an open think block has no answer."""
     if chat.think_open_id is not None and chat.think_close_id is not None:
-        thinking_ids, answer_ids, closed = split_thinking(token_ids, chat.think_open_id, chat.think_close_id)
+        thinking_ids, answer_ids, closed = split_thinking(
+            token_ids, chat.think_open_id, chat.think_close_id, opened=chat.prompt_opens_thinking
+        )
     else:
         thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids)
     tags = {chat.think_open_id, chat.think_close_id}
@@ -68,7 +70,7 @@ def _split_by_text(chat: ChatFormat, token_ids: list[int]) -> tuple[list[int], l
     text: Any = lambda n: chat.tokenizer.decode(token_ids[:n], skip_special_tokens=False)  # noqa: E731
     whole = text(len(token_ids))
     if chat.think.closing not in whole:
-        thinking = chat.think.opening in whole
+        thinking = chat.prompt_opens_thinking or chat.think.opening in whole
         return (token_ids, [], False) if thinking else ([], token_ids, None)
     count = whole.count(chat.think.closing)
     low, high = 1, len(token_ids)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,27 +76,35 @@ def generate_vllm(
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        seed=settings.seed,
         stop_token_ids=(chat.end_of_turn,),
     )
-    with console.progress() as bar:
-        task = bar.add_task("generating answers", total=len(ids))
 
-        def keep(completion: Completion) -> None:
-            if completion.error is None:
-                output = Output(completion.token_ids, completion.finish_reason, completion.e2e_s)
-                journal.add(ids[completion.index], output)
-            else:
-                failures.append(completion.error)
-            bar.advance(task)
+    def keep(completion: Completion) -> None:
+        if completion.error is None:
+            journal.add(ids[completion.index], Output(completion.token_ids, completion.finish_reason, completion.e2e_s))
+        else:
+            failures.append(completion.error)
 
-        asyncio.run(
-            complete(endpoint, list(prompts.values()), sampling, concurrency=CONCURRENCY, stream=False, on_result=keep)
+    asyncio.run(
+        complete(
+            endpoint,
+            list(prompts.values()),
+            sampling,
+            concurrency=CONCURRENCY,
+            seeds=[_seed(settings.seed, question) for question in ids],
+            on_result=keep,
+            label="generating answers",
         )
+    )
     if failures:
         raise InputError(
             f"{len(failures)} of {len(ids)} questions got no answer ({failures[0]}); the others are kept, run again for these"
         )
+
+
+def _seed(seed: int, question: str) -> int:
+    """A question's own sampling seed: the same whether it is asked first or after a restart."""
+    return zlib.crc32(f"{seed} {question}".encode())
 
 
 def generate_transformers(

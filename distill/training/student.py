@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2C
 
 from distill.artifact import file_sha256
 from distill.errors import InputError, unknown_name
-from distill.kernels import linear_cross_entropy
+from distill.kernels import attention_plan, linear_cross_entropy, register_attention
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.pack import Pack
 from distill.packing.tokenizer import train_tokenizer
@@ -54,6 +54,8 @@ class Student(nn.Module):
                 cu_seq_lens_k=batch.cu_seqlens,
                 max_length_q=batch.max_seqlen,
                 max_length_k=batch.max_seqlen,
+                # How documents are laid out for the CPU's attention: made once here, not in every layer.
+                plan=attention_plan(batch.cu_seqlens) if batch.cu_seqlens.device.type == "cpu" else None,
             )
         else:
             context = dict(attention_mask=batch.attention_mask)
@@ -100,8 +102,6 @@ def load_origin(
     """Build or load a student; `texts` train the tokenizer of one from scratch. Raises InputError for an unknown name, a folder without safetensors, or no think tags."""
     attention = "distill" if packed else "sdpa"
     if packed:
-        from distill.kernels import register_attention
-
         register_attention()
     if student in SIZES:
         return _from_scratch(student, texts, vocab_size, seed, attention)
