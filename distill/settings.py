@@ -25,6 +25,8 @@ def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Mode
     """
     try:
         return model.model_validate(values)
+    except InputError as error:  # a validator that asked another room
+        raise InputError(f"{source}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(top level)"

@@ -5,9 +5,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from distill.errors import unknown_name
+from distill.flops import hardware
 from distill.packing.arms import Arm
 from distill.settings import Settings
 from distill.tasks import get_task
+from distill.training.sizes import check_student
 
 
 class TaskShare(Settings):
@@ -108,6 +110,9 @@ class StudySettings(Settings):
     def _names_agree(self) -> "StudySettings":
         for row in self.tasks:
             get_task(row.task)
+        for row in self.students:
+            check_student(row.student)
+        hardware(self.hardware)
         sizes, arms = [s.name for s in self.students], [a.name for a in self.arms]
         for kind, names in (("students", sizes), ("arms", arms), ("tasks", [t.task for t in self.tasks])):
             if len(set(names)) < len(names):

@@ -10,19 +10,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from distill.artifact import file_sha256
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError
 from distill.kernels import attention_plan, linear_cross_entropy, register_attention
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.pack import Pack
 from distill.packing.tokenizer import train_tokenizer
 from distill.training.padded import PaddedBatch
+from distill.training.sizes import SIZES, check_student
 
-# From-scratch sizes, Qwen2 layout: about 0.1M and 0.6M parameters, and two that want a GPU or a night.
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=172),
-    "small": dict(num_hidden_layers=3, hidden_size=128, num_attention_heads=4, intermediate_size=344),
-    "medium": dict(num_hidden_layers=4, hidden_size=256, num_attention_heads=4, intermediate_size=688),
-}
 SCRATCH_POSITIONS = 4096
 
 
@@ -100,13 +95,12 @@ def load_origin(
     think_tags: tuple[str, str] | None = None,
 ) -> Origin:
     """Build or load a student; `texts` train the tokenizer of one from scratch. Raises InputError for an unknown name, a folder without safetensors, or no think tags."""
+    check_student(student)
     attention = "distill" if packed else "sdpa"
     if packed:
         register_attention()
     if student in SIZES:
         return _from_scratch(student, texts, vocab_size, seed, attention)
-    if not Path(student).is_dir() and "/" not in student:
-        raise unknown_name("student", student, [*SIZES, "a folder", "a Hub id (owner/name)"])
     return _from_pretrained(student, attention, think_tags)
 
 
