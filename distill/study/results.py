@@ -6,7 +6,7 @@ Everything that depends on a clock lies under a key named `measured`; the rest i
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from distill.artifact import Artifact, read_json
 from distill.evaluation.answers import Answer
 from distill.evaluation.evaluate import Asked, ask, engine_version, metric_columns, read_answers
 from distill.evaluation.settings import Questions
-from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, paired_difference, score
+from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, Sample, paired_difference, resample, score
 from distill.flops import Hardware, hardware
 from distill.study.cells import Cell, cells
 from distill.study.settings import ContrastRow, StudySettings
@@ -71,7 +71,7 @@ def build_results(
         for size in settings.students
         for a in asked
         for metric in a.task.metrics
-        if {f"{size.name}-{row.treatment}", f"{size.name}-{row.control}"} <= found.keys()
+        if _common_seeds(found, size.name, row)
     ]
     primary = [c for c in contrasts if c["primary"]]
     return {
@@ -121,6 +121,7 @@ class _Found:
     asked: list[Asked]
     device: Hardware
     machine_share: float
+    _resampled: dict[tuple[str, str], dict[int, Sample]] = field(default_factory=dict)
 
     @cached_property
     def members(self) -> dict[int, MemberOutcome]:
@@ -132,8 +133,18 @@ class _Found:
         values = [value(m) for m in self.members.values()]
         return None if any(v is None for v in values) else float(np.mean(values))
 
-    def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[dict[str, np.ndarray]]:
-        return [metric_columns(a.task.metrics[metric], a.problems, self.members[s].answers[a.task.name]) for s in seeds]
+    def samples(self, a: Asked, metric: str, seeds: list[int] | None = None) -> list[Sample]:
+        """One a seed, resampled once: a cell stands in several contrasts."""
+        key = (a.task.name, metric)
+        if key not in self._resampled:
+            self._resampled[key] = {
+                seed: resample(
+                    a.task.metrics[metric],
+                    metric_columns(a.task.metrics[metric], a.problems, member.answers[a.task.name]),
+                )
+                for seed, member in self.members.items()
+            }
+        return [self._resampled[key][seed] for seed in (self.members if seeds is None else seeds)]
 
     def usd(self, seconds: float) -> float:
         return self.device.usd(seconds) * self.machine_share
@@ -160,7 +171,7 @@ class _Found:
         }
 
     def _task(self, a: Asked, confidence: float) -> dict[str, Any]:
-        name, seeds = a.task.name, list(self.members)
+        name = a.task.name
         graded = lambda key: self.mean(lambda m: m.evaluation.summary[name][key])  # noqa: E731
         tokens = {
             part: self.mean(lambda m, p=part: m.evaluation.summary[name]["tokens_per_answer"][p])
@@ -168,9 +179,9 @@ class _Found:
         }
         metrics = {}
         for metric in a.task.metrics:
-            columns = self.columns(a, metric, seeds)
-            interval = score(a.task.metrics[metric], columns, confidence=confidence)
-            metrics[metric] = {**asdict(interval), "per_seed": [a.task.metrics[metric].value(c) for c in columns]}
+            samples = self.samples(a, metric)
+            interval = score(samples, confidence=confidence)
+            metrics[metric] = {**asdict(interval), "per_seed": [sample.value for sample in samples]}
         # Priced at the highest concurrency: seconds of the machine's share an answer, and all of them over right ones.
         seconds = self.mean(lambda m: _seconds_per_answer(m.load[name]["levels"][-1]))
         accuracy = metrics["accuracy"]["value"]
@@ -226,19 +237,10 @@ def _contrast(
     settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, found: dict[str, _Found]
 ) -> dict[str, Any]:
     treatment, control = found[f"{size}-{row.treatment}"], found[f"{size}-{row.control}"]
-    seeds = [s for s in treatment.members if s in control.members]
-    points = _points(
-        paired_difference(
-            a.task.metrics[metric],
-            treatment.columns(a, metric, seeds),
-            control.columns(a, metric, seeds),
-            confidence=settings.confidence,
-        )
-    )
-    per_seed = [
-        100 * (a.task.metrics[metric].value(t) - a.task.metrics[metric].value(c))
-        for t, c in zip(treatment.columns(a, metric, seeds), control.columns(a, metric, seeds), strict=True)
-    ]
+    seeds = _common_seeds(found, size, row)
+    samples = treatment.samples(a, metric, seeds), control.samples(a, metric, seeds)
+    points = _points(paired_difference(*samples, confidence=settings.confidence))
+    per_seed = [100 * (t.value - c.value) for t, c in zip(*samples, strict=True)]
     tokens = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["tokens_per_answer"]["total"])  # noqa: E731
     flops = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["flops_per_answer"])  # noqa: E731
     trained = lambda f: f.mean(lambda m: m.student.summary["tokens"])  # noqa: E731
@@ -264,6 +266,12 @@ def _contrast(
         "primary": metric == "accuracy" and row.verdict_size == size,
     }
     return contrast | {"sentence": sentence(contrast, settings.margin_points, settings.confidence)}
+
+
+def _common_seeds(found: dict[str, _Found], size: str, row: ContrastRow) -> list[int]:
+    """Training seeds that both arms of a contrast have in a size."""
+    arms = [found.get(f"{size}-{arm}") for arm in (row.treatment, row.control)]
+    return [seed for seed in arms[0].members if seed in arms[1].members] if all(arms) else []
 
 
 def _points(interval: Interval) -> Interval:
