@@ -1,1 +1,35 @@
-"""Measured: kernels, training and serving against peers, and the cost gap; imported as distill.bench."""
+"""Measured: training and serving against peers, and the cost gap; imported as distill.bench.
+
+    training.py     `distill bench training`: our trainer beside TRL's on the same work
+    gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
+    workload.py     what the training benchmark trains on: documents and one initial student
+    contender.py    the child process that trains with one trainer, a few steps at a time
+    turns.py        how the parent lets such children take turns
+    peer.py         TRL's SFTTrainer set up to do our work, and the record of what it did
+    spread.py       ratios of paired measurements and their intervals
+    machine.py      what a number was measured on
+
+Importing this package imports neither torch nor trl.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "TrainingBenchSettings": "training",
+    "bench_training": "training",
+    "GapSettings": "gap",
+    "bench_gap": "gap",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -191,6 +191,7 @@ def evaluate(
     top_p: float = 1.0,
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
+    port: Annotated[int | None, typer.Option(help="Of the server, on loopback; a free one if not given.")] = None,
     json: Json = False,
 ) -> None:
     """Ask a student a task's questions and grade its answers.
@@ -206,7 +207,7 @@ def evaluate(
     settings = validate(EvaluateSettings, values, source="command line")
     from distill.evaluation.evaluate import evaluate as evaluate_student
 
-    _show(evaluate_student(settings, student, out or _beside(student, "evaluation"), threads=threads), json)
+    _show(evaluate_student(settings, student, out or _beside(student, "evaluation"), threads=threads, port=port), json)
 
 
 @serve_app.command("profile")
@@ -220,6 +221,7 @@ def serve_profile(
     max_tokens: int = 512,
     seed: int = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
+    port: Annotated[int | None, typer.Option(help="Of the server, on loopback; a free one if not given.")] = None,
     json: Json = False,
 ) -> None:
     """Put a student under load: TTFT, TPOT, end-to-end latency, throughput, tokens per answer.
@@ -232,7 +234,7 @@ def serve_profile(
     values = {"tasks": list(_counts(tasks)), "concurrencies": concurrency.split(","), "requests": requests}
     values |= {"warmup_requests": warmup_requests, "max_tokens": max_tokens, "seed": seed}
     settings = validate(StudentProfileSettings, values, source="command line")
-    _show(profile_student(settings, student, out or _beside(student, "profile"), threads=threads), json)
+    _show(profile_student(settings, student, out or _beside(student, "profile"), threads=threads, port=port), json)
 
 
 @study_app.command("run")

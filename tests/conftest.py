@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 
 import pytest
 
@@ -13,6 +14,16 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture
+def rng():
+    """Fresh numbers in every run; the seed is in the output of a test that fails."""
+    import numpy as np
+
+    seed = secrets.randbits(32)
+    print(f"np.random.default_rng({seed})")
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="session")
@@ -66,4 +77,40 @@ def vllm_server(tiny_student, tmp_path_factory):
 
     settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1)
     with Server(tiny_student, settings, tmp_path_factory.mktemp("vllm") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def trained_student(tmp_path_factory):
+    """A folder made by the real trainer: `tiny` on the reasoning of 3,000 questions of `max`, right on most of them."""
+    from distill.traces.generate import generate
+    from distill.traces.settings import GenerateSettings
+    from distill.training.settings import RunOptions, TrainSettings
+    from distill.training.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    generate(GenerateSettings(tasks={"max": 3000}), folder / "traces")
+    settings = TrainSettings(
+        student="tiny",
+        arm="reasoning",
+        row_tokens=1024,
+        batch=24,
+        learning_rate=4e-3,
+        warmup_steps=20,
+        final_learning_rate_ratio=0.0,
+        precision="fp32",
+    )
+    train(settings, folder / "traces", RunOptions(out=folder / "student", threads=1, tensorboard=False))
+    return folder / "student"
+
+
+@pytest.fixture(scope="session")
+def trained_server(trained_student, tmp_path_factory):
+    """A running distill.serve.Server with trained_student in fp32."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    from distill.serve import Server, ServerSettings
+
+    settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1)
+    with Server(trained_student, settings, tmp_path_factory.mktemp("trained-vllm") / "server.log") as server:
         yield server

@@ -92,6 +92,7 @@ def evaluate(
     *,
     endpoint: Callable[[], Endpoint] | None = None,
     threads: int | None = None,
+    port: int | None = None,
 ) -> Artifact:
     """Answer and grade. `endpoint` gives a running server, and is called only if something must be generated;
     without it one is started. Raises InputError."""
@@ -109,7 +110,9 @@ def evaluate(
             if missing and settings.engine == "transformers":
                 generate_transformers(student, missing, settings, subject.chat, journal)
             elif missing:
-                with reachable_server(endpoint, subject, longest, threads, work.path / "server.log") as reachable:
+                with reachable_server(
+                    endpoint, subject, work.path / "server.log", positions=longest, threads=threads, port=port
+                ) as reachable:
                     generate_vllm(reachable, missing, settings, subject.chat, journal)
         answers = grade(asked, subject, prompts, journal.outputs)
         grades = summarise(asked, answers, ModelShape.from_config(subject.config))
@@ -132,13 +135,19 @@ def evaluation_recipe(settings: EvaluateSettings, subject: Subject, asked: list[
 
 @contextmanager
 def reachable_server(
-    endpoint: Callable[[], Endpoint] | None, subject: Subject, longest: int, threads: int | None, log: Path
+    endpoint: Callable[[], Endpoint] | None,
+    subject: Subject,
+    log: Path,
+    *,
+    positions: int,
+    threads: int | None,
+    port: int | None,
 ) -> Iterator[Endpoint]:
     """The given endpoint, or a vLLM server of the subject for as long as the block lasts."""
     if endpoint is not None:
         yield endpoint()
         return
-    settings = ServerSettings(dtype=subject.dtype, max_model_len=longest, threads=threads)
+    settings = ServerSettings(dtype=subject.dtype, max_model_len=positions, threads=threads, port=port)
     with Server(str(subject.folder), settings, log) as server:
         yield server.endpoint
 

@@ -50,6 +50,7 @@ def profile_student(
     *,
     endpoint: Callable[[], Endpoint] | None = None,
     threads: int | None = None,
+    port: int | None = None,
 ) -> Artifact:
     """Put a student under load. `endpoint` as in `evaluate`. Raises InputError."""
     subject = load_subject(student)
@@ -73,7 +74,9 @@ def profile_student(
         if work.finished:
             console.note(f"{out}: already profiled, nothing to do")
             return work.finished
-        with reachable_server(endpoint, subject, longest, threads, work.path / "server.log") as reachable:
+        with reachable_server(
+            endpoint, subject, work.path / "server.log", positions=longest, threads=threads, port=port
+        ) as reachable:
             tasks = {
                 a.task.name: profile_endpoint(
                     reachable,

@@ -76,8 +76,9 @@ class ChatFormat:
             raise InputError(f"{source}: the chat template does not show the assistant's message exactly once")
         before, _, after = whole.rpartition(_MARKER)
         # Some templates open the think block themselves, in the generation prompt only.
-        self.prompt_opens_thinking = prompt.rstrip().endswith(think.opening)
-        header = prompt.rstrip().removesuffix(think.opening).rstrip() if self.prompt_opens_thinking else prompt
+        header, opened, self._said = prompt.rpartition(think.opening)
+        self.prompt_opens_thinking = bool(opened) and not self._said.strip()
+        header = header.rstrip() if self.prompt_opens_thinking else prompt
         if not before.startswith(header):
             raise InputError(
                 f"{source}: the chat template's generation prompt {prompt[-40:]!r} is not how an assistant turn begins "
@@ -117,27 +118,34 @@ class ChatFormat:
         texts = [self._render([{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def target_ids(self, answers: list[tuple[str, str]]) -> list[list[int]]:
+    def target_ids(self, answers: list[tuple[str, str]], names: list[str] | None = None) -> list[list[int]]:
         """Token ids of each (reasoning, answer), end-of-turn token included; reasoning may be empty.
 
-        Raises InputError for a target that holds a special token of its own (it would end the turn early).
+        Raises InputError for a text that holds the end-of-turn token or a think tag of its own: the turn would end
+        early, or nobody could tell where the reasoning ends. `names` says whose text it is.
         """
-        texts = []
-        for reasoning, answer in answers:
-            text = self.think.wrap(reasoning, answer) if reasoning else answer
-            if self.prompt_opens_thinking:
-                if not reasoning:
-                    raise InputError(
-                        f"{self.source}: the chat template opens a think block before every answer, so it cannot hold an "
-                        "answer without reasoning; use a template whose generation prompt does not"
-                    )
-                text = text.removeprefix(self.think.opening).lstrip("\n")
-            texts.append(text)
+        names = names or [f"answer {i + 1}" for i in range(len(answers))]
+        texts = [self._target(*answer, name) for answer, name in zip(answers, names, strict=True)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        for text, row in zip(texts, ids, strict=True):
+        for name, text, row in zip(names, texts, ids, strict=True):
             if not row:
-                raise InputError(f"{self.source}: an answer has no tokens ({text!r})")
+                raise InputError(f"{self.source}: {name} has no tokens ({text!r})")
             if self.end_of_turn in row:
-                raise InputError(f"{self.source}: an answer contains the end-of-turn token itself ({text[:60]!r})")
+                raise InputError(f"{self.source}: {name} contains the end-of-turn token itself ({text[:60]!r})")
             row.append(self.end_of_turn)
         return ids
+
+    def _target(self, reasoning: str, answer: str, name: str) -> str:
+        for tag in (self.think.opening, self.think.closing):
+            if tag in reasoning or tag in answer:
+                raise InputError(f"{self.source}: {name} contains a think tag of its own ({tag})")
+        if not reasoning and self.prompt_opens_thinking:
+            raise InputError(
+                f"{self.source}: the chat template opens a think block before every answer, so it cannot hold an "
+                "answer without reasoning; use a template whose generation prompt does not"
+            )
+        text = self.think.wrap(reasoning, answer) if reasoning else answer
+        if self.prompt_opens_thinking:  # leave out what the prompt has said: the tag, and its white space
+            text = text.removeprefix(self.think.opening)
+            text = text.removeprefix(self.think.after_opening) if self._said else text
+        return text

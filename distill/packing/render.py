@@ -53,7 +53,7 @@ def render(
         chunk = pairs[start : start + _CHUNK]
         prompts = chat.prompt_ids([pair.problem.prompt for pair in chunk])
         targets = {
-            mode: chat.target_ids([content(pair, mode, answers) for pair in chunk])
+            mode: chat.target_ids([content(pair, mode, answers) for pair in chunk], [pair.problem.id for pair in chunk])
             if mode in modes or not chat.prompt_opens_thinking
             else None
             for mode in MODES

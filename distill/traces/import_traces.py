@@ -12,24 +12,24 @@ rejected.parquet with the reason, and are counted.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from distill.artifact import Artifact, file_sha256, workspace
+from distill.artifact import Artifact, workspace
 from distill.errors import InputError, unknown_name
 from distill.tasks import aqua, gsm8k
 from distill.tasks.file_task import Worked
-from distill.tasks.jsonl import parse_object, raw_lines, text_field
+from distill.tasks.jsonl import text_field
 from distill.tasks.problem import Problem
 from distill.traces.faults import fault_of, split_think
 from distill.traces.pairing import Answer, pair_or_rejected
-from distill.traces.store import KIND, Rejected, parquet_rows, write_pairs
+from distill.traces.sources import Row, Source, open_source
+from distill.traces.store import KIND, Rejected, write_pairs
 from distill.traces.teachers import worked_answer
 from distill.traces.trace import Mode, Pair, Trace
 
 VERSION = 1  # part of every key: raise it when the same file would give other rows
 TASK = "imported"  # of problems that belong to no task of ours: they have no checker
 
-Row = dict[str, Any]
 ParsedRow = tuple[Problem, Answer, Answer]  # the problem, its reasoning answer, its ift answer
 Checker = Callable[[Problem, str], bool]
 
@@ -41,12 +41,10 @@ def import_file(path: Path, layout: str, out: Path, *, skip_bad: bool = False, t
     """
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected JSON lines or Parquet in layout {layout}")
+    source = open_source(path, layout)
     recipe = {
         "version": VERSION,
-        "source_sha256": file_sha256(path),
-        "source_name": path.name,
+        **source.identity,
         "layout": layout,
         "skip_bad": skip_bad,
         "teacher": teacher,
@@ -54,7 +52,7 @@ def import_file(path: Path, layout: str, out: Path, *, skip_bad: bool = False, t
     with workspace(out, KIND, recipe) as space:
         if space.finished:
             return space.finished
-        summary = write_pairs(space.path, _require_one_pair(path, _rows(path, layout, skip_bad, teacher)))
+        summary = write_pairs(space.path, _require_one_pair(path, _rows(source, layout, skip_bad, teacher)))
         return space.commit(summary | {"questions": summary["pairs"] + sum(summary["rejected"].values())})
 
 
@@ -70,35 +68,24 @@ def _require_one_pair(path: Path, rows: Iterator[Pair | Rejected]) -> Iterator[P
         raise InputError(f"{path}: no pair in it ({bad or 'the file is empty'})")
 
 
-def _rows(path: Path, layout: str, skip_bad: bool, teacher: str) -> Iterator[Pair | Rejected]:
+def _rows(source: Source, layout: str, skip_bad: bool, teacher: str) -> Iterator[Pair | Rejected]:
     parse, check = LAYOUTS[layout]
-    for where, read in _source(path):
-        source = where.removeprefix(f"{path.parent}/")  # the same file elsewhere gives the same bytes
+    for where, read in source.rows():
+        name = where.removeprefix(source.prefix)  # the same file elsewhere gives the same bytes
         try:
             problem, reasoning, ift = parse(read(), where)
         except InputError as error:
             if not skip_bad:
                 raise
-            yield Rejected("malformed", None, str(error).removeprefix(f"{where}: "), source)
+            yield Rejected("malformed", None, str(error).removeprefix(f"{where}: "), name)
             continue
         if layout == "pairs":
             reasoning = replace(reasoning, trace=replace(reasoning.trace, teacher=teacher))
             ift = replace(ift, trace=replace(ift.trace, teacher=teacher))
-        row = pair_or_rejected(problem, reasoning, ift, check, source=source)
+        row = pair_or_rejected(problem, reasoning, ift, check, source=name)
         if isinstance(row, Rejected) and not skip_bad:
             raise InputError(f"{where}: field {row.mode!r}: {row.detail}; with --skip-bad such rows are set aside")
         yield row
-
-
-def _source(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """("file:line", read the row) for every row: reading one may fail without ending the others."""
-    if path.suffix == ".parquet":
-        for where, row in parquet_rows(path):
-            yield where, lambda row=row: row
-    else:
-        for line, raw in raw_lines(path):
-            where = f"{path}:{line}"
-            yield where, lambda raw=raw, where=where: parse_object(raw, where)
 
 
 def _published(row: Row, where: str) -> ParsedRow:

@@ -6,7 +6,11 @@ checkpoints/step-00000120/
   state.json              step, seconds so far, SHA-256 of both files; written last
 """
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +41,9 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        save_file(_parameters(model), part / "model.safetensors")
-        save_file(_moments(model, optimizer), part / "optimizer.safetensors")
+        with disk_errors(folder):
+            save_file(_parameters(model), part / "model.safetensors")
+            save_file(_moments(model, optimizer), part / "optimizer.safetensors")
         sums = {f: file_sha256(part / f) for f in ("model.safetensors", "optimizer.safetensors")}
         write_json(part / "state.json", {"step": progress.step, "seconds": progress.seconds, "sha256": sums})
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -47,6 +52,18 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
         shutil.rmtree(part, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """safetensors says that a disk is full in an error of its own; here it is the OSError that everything else raises."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -93,7 +110,10 @@ def _load(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict, mom
     parameters = dict(model.named_parameters())
     if weights.keys() != parameters.keys():
         raise ValueError("other parameters than the model's")
-    state = {name: {k: moments[f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for name in parameters}
+    state = {
+        name: {k: moments[f"{name}.{k}"].to(p.device) for k in ("step", "exp_avg", "exp_avg_sq")}
+        for name, p in parameters.items()
+    }
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(weights[name])

@@ -1,12 +1,14 @@
 """Settings of one student's training."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from distill.packing.arms import Arm
 from distill.settings import Settings
+
+Tag = Annotated[str, Field(min_length=1)]
 
 
 class TrainSettings(Settings):
@@ -37,7 +39,7 @@ class TrainSettings(Settings):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     vocab_size: int = Field(512, ge=262, description="entries of a from-scratch student's tokenizer")
-    think_tags: tuple[str, str] | None = Field(None, description="what marks reasoning, for tokenizers without <think>")
+    think_tags: tuple[Tag, Tag] | None = Field(None, description="what marks reasoning, for tokenizers without <think>")
 
     @field_validator("arm")
     @classmethod

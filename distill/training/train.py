@@ -42,7 +42,11 @@ _LOG_EVERY = 10  # steps between reading losses back from the device
 
 
 class Stopped(Exception):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved a checkpoint."""
+    """Training was asked to stop by `signal` (Ctrl-C, SIGTERM) and has saved a checkpoint."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
@@ -207,7 +211,8 @@ class _Run:
                     saved = time.monotonic()
                 if stop and not last:
                     raise Stopped(
-                        f"stopped after step {number + 1} of {len(self.steps)}; run the same command to go on from there"
+                        f"stopped after step {number + 1} of {len(self.steps)}; run the same command to go on from there",
+                        stop[0],
                     )
         elapsed = max(time.monotonic() - started, 1e-9)
         return {
@@ -375,6 +380,7 @@ def _save(origin: Origin, folder: Path) -> None:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
         model.generation_config.eos_token_id = sorted({*ends, chat.end_of_turn})
-    model.save_pretrained(folder)
+    with checkpoint.disk_errors(folder):
+        model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
     chat.think.save(folder)

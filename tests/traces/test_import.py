@@ -151,3 +151,15 @@ def test_the_real_files(tmp_path):
     assert import_file(DATA / "gsm8k" / "test.jsonl", "gsm8k", tmp_path / "g").summary["pairs"] == 1319
     assert import_file(DATA / "aqua" / "dev.json", "aqua", tmp_path / "a").summary["pairs"] == 254
     assert all(t.verified for p in read_pairs(tmp_path / "g") for t in (p.reasoning, p.ift))
+
+
+def test_a_folder_saved_by_datasets_gives_the_same_pairs_as_the_file(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"{i}+1?", "reasoning": f"<think>{i} and 1</think>{i + 1}", "ift": str(i + 1)} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    for name in ("rows.jsonl", "saved"):
+        import_file(tmp_path / name, "pairs", tmp_path / f"out-{name}")
+    assert read_pairs(tmp_path / "out-rows.jsonl") == read_pairs(tmp_path / "out-saved")
+    with pytest.raises(InputError, match="no such file"):
+        import_file(tmp_path / "nowhere", "pairs", tmp_path / "out")

@@ -1,0 +1,69 @@
+"""Where imported rows come from: JSON lines, Parquet, a folder saved by `datasets`, or a data set on the Hub."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.artifact import file_sha256
+from distill.errors import InputError
+from distill.tasks.jsonl import parse_object, raw_lines
+from distill.traces.store import parquet_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one place. `identity` says which data it is, for the key; `prefix` is what of a row's place depends on
+    where the data lies. `rows()` gives ("place:row", read it) for every row: reading one may fail without ending the
+    others."""
+
+    identity: dict[str, str]
+    prefix: str
+    rows: Callable[[], Iterator[tuple[str, Callable[[], Row]]]]
+
+
+def open_source(path: Path, layout: str) -> Source:
+    """Raises InputError when there is nothing to read at `path`."""
+    if path.is_file():
+        identity = {"source_sha256": file_sha256(path), "source_name": path.name}
+        read = _parquet if path.suffix == ".parquet" else _json_lines
+        return Source(identity, f"{path.parent}/", lambda: read(path))
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _data_set(str(path), lambda datasets: datasets.load_from_disk(str(path)))
+    if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
+        raise InputError(
+            f"{path}: no such file; expected JSON lines, Parquet, a folder saved by `datasets` or a Hub id, in layout {layout}"
+        )
+    return _data_set(str(path), lambda datasets: datasets.load_dataset(str(path)))
+
+
+def _data_set(name: str, load: Callable[[Any], Any]) -> Source:
+    import datasets
+
+    try:
+        data = load(datasets)
+    except Exception as error:  # the library raises many kinds: connection, format, missing script
+        raise InputError(f"{name}: cannot be loaded with `datasets` ({str(error).strip().splitlines()[0]})") from None
+    if isinstance(data, datasets.DatasetDict):
+        if "train" not in data:
+            raise InputError(f"{name}: expected a split named 'train', found {', '.join(data)}")
+        data = data["train"]
+
+    def rows() -> Iterator[tuple[str, Callable[[], Row]]]:
+        for number, row in enumerate(data):
+            yield f"{name}:{number + 1}", lambda row=row: row
+
+    return Source({"source_fingerprint": data._fingerprint}, "", rows)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    for where, row in parquet_rows(path):
+        yield where, lambda row=row: row
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    for line, raw in raw_lines(path):
+        where = f"{path}:{line}"
+        yield where, lambda raw=raw, where=where: parse_object(raw, where)
