@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
 
 
+def _record(path: Path, **fields: type) -> dict[str, Any]:
+    """These fields of a JSON object. Raises InputError naming the first that is not there or of another type."""
+    value = read_json(path)
+    for name, kind in fields.items():
+        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+            raise InputError(f"{path}: field {name!r} is missing or damaged; delete {path.parent} and run again")
+    return {name: value[name] for name in fields}
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
@@ -100,15 +109,8 @@ def read(path: Path, kind: str, *, made_by: str) -> Artifact:
     if not (path / MANIFEST).is_file():
         state = "not finished; run the same command again" if (path / RECIPE).exists() else f"not made by `{made_by}`"
         raise InputError(f"{path}: has no {MANIFEST} ({state})")
-    manifest = read_json(path / MANIFEST)
-    try:
-        found = Artifact(
-            path, manifest["kind"], manifest["key"], manifest["recipe"], manifest["summary"], manifest["files"]
-        )
-    except (KeyError, TypeError):
-        raise InputError(
-            f"{path / MANIFEST}: not a manifest (field missing); delete {path} and run `{made_by}`"
-        ) from None
+    manifest = _record(path / MANIFEST, kind=str, key=str, recipe=dict, summary=dict, files=dict)
+    found = Artifact(path, **manifest)
     if found.kind != kind:
         raise InputError(f"{path}: holds {found.kind}, expected {kind} made by `{made_by}`")
     for name, expected in found.files.items():
@@ -150,7 +152,7 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
     key = content_key(kind, recipe)
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_ours(path))):
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
-    created = not path.exists()
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / LOCK, "w")  # noqa: SIM115 - held until the end of the block
@@ -160,7 +162,8 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in (MANIFEST, RECIPE):
             if (path / name).is_file():
-                _require_same(path, kind, recipe, key, read_json(path / name), finished=name == MANIFEST)
+                found = _record(path / name, kind=str, key=str, recipe=dict)
+                _require_same(path, kind, recipe, key, found, finished=name == MANIFEST)
                 break
         else:
             write_json(path / RECIPE, {"kind": kind, "key": key, "recipe": recipe})
@@ -170,6 +173,9 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
         except BaseException:
             if created and {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
                 shutil.rmtree(path)
+                with suppress(OSError):  # not empty: somebody else's by now
+                    for parent in created[1:]:
+                        parent.rmdir()
             raise
 
 
@@ -178,12 +184,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _require_same(path: Path, kind: str, recipe: dict, key: str, found: dict, *, finished: bool) -> None:
-    if found.get("key") == key:
+    if found["key"] == key:
         return
     state = "already holds" if finished else "was started as"
-    if found.get("kind") != kind:
-        raise InputError(f"{path}: {state} {found.get('kind')}, not {kind}; choose another --out")
-    old, new = _flatten(found.get("recipe", {})), _flatten(recipe)
+    if found["kind"] != kind:
+        raise InputError(f"{path}: {state} {found['kind']}, not {kind}; choose another --out")
+    old, new = _flatten(found["recipe"]), _flatten(recipe)
     changes = [
         f"{name} {_short(old.get(name, '(none)'))} -> {_short(new.get(name, '(none)'))}"
         for name in sorted(old.keys() | new.keys())

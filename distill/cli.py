@@ -272,6 +272,60 @@ def study_report(
     _show_study(study, json)
 
 
+@bench_app.command("training")
+def bench_training(
+    data: Annotated[str, typer.Option(help="synthetic, gsm8k:PATH, aqua:PATH or pairs:PATH.")] = "synthetic",
+    steps: Annotated[int, typer.Option(help="Timed steps of each contender in each round.")] = 10,
+    pairs: Annotated[int, typer.Option(help="Rounds in which every contender takes its turn.")] = 3,
+    row_tokens: Annotated[int, typer.Option(help="Tokens of a packed row, and of an optimizer step.")] = 4096,
+    threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Our trainer beside TRL's SFTTrainer: the same model, data and tokens a step, in one interleaved run.
+
+    Example: distill bench training --data gsm8k:train.jsonl --pairs 4 --out out/training.json
+    """
+    from distill.bench.training import TrainingBenchSettings, show_training
+    from distill.bench.training import bench_training as run
+    from distill.settings import validate
+
+    values = {"data": data, "steps": steps, "pairs": pairs, "row_tokens": row_tokens, "threads": threads}
+    _show_bench(run(validate(TrainingBenchSettings, values, source="command line")), show_training, out, json)
+
+
+@bench_app.command("gap")
+def bench_gap(
+    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    ift: Annotated[Path | None, typer.Option(help="A student trained on IFT; without it both are trained.")] = None,
+    reasoning: Annotated[Path | None, typer.Option(help="Its twin, trained on reasoning.")] = None,
+    student: Annotated[str | None, typer.Option(help="What is trained: tiny, small, a folder or a Hub id.")] = None,
+    tasks: Annotated[str, typer.Option(help="Whose questions are answered: add,gsm8k:PATH; as in the traces.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Of each training; one epoch if not given.")] = None,
+    batch: Annotated[int, typer.Option(help="Examples of an optimizer step.")] = 32,
+    row_tokens: Annotated[int, typer.Option(help="Tokens of a packed row.")] = 1024,
+    concurrency: Annotated[str, typer.Option(help="Clients at a time, one level each.")] = "1,16",
+    requests: Annotated[int, typer.Option(help="Questions of a level in a round.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Turns that each student takes at each level.")] = 3,
+    max_tokens: Annotated[int, typer.Option(help="Generation limit.")] = 512,
+    threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """What reasoning costs beside IFT, in training and in answering, measured beside modelled.
+
+    Example: distill bench gap out/traces --student tiny --out out/gap.json
+    """
+    from distill.bench.gap import GapSettings, show_gap
+    from distill.bench.gap import bench_gap as run
+    from distill.settings import validate
+
+    values = {"ift": ift, "reasoning": reasoning, "student": student, "tasks": list(_counts(tasks)), "steps": steps}
+    values |= {"batch": batch, "row_tokens": row_tokens, "concurrencies": concurrency.split(","), "requests": requests}
+    values |= {"rounds": rounds, "max_tokens": max_tokens, "threads": threads}
+    _show_bench(run(validate(GapSettings, values, source="command line"), traces), show_gap, out, json)
+
+
 @app.command()
 def doctor(json: Json = False) -> None:
     """What this machine can run, what is missing, and which implementations are chosen."""
@@ -305,6 +359,18 @@ def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
         console.emit_json(values)
     else:
         console.facts(title, values)
+
+
+def _show_bench(result: dict[str, Any], show: Any, out: Path | None, json: bool) -> None:
+    from distill.artifact import write_json
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+    if json:
+        console.emit_json(result)
+    else:
+        show(result)
 
 
 def _show_study(folder: Path, json: bool) -> None:

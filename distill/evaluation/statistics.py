@@ -1,10 +1,11 @@
 """Intervals: questions are resampled, and training seeds too where there are enough of them.
 
-The bootstrap is hierarchical: with three seeds or more, seeds are drawn with replacement, then questions; with fewer
-the seeds stay as they are and the interval speaks of these trained students only. One draw of questions serves every
-student that was asked them, so what is paired stays paired. For shares of right answers the percentile interval is
-widened to hold the matching closed-form score interval, because a bootstrap of answers that are all right (or never
-differ) has no width at all: Wilson (1927) for one arm, Agresti & Min (2005) for a paired difference.
+Two sources of chance, two intervals. The questions: a bootstrap, whose draws of questions serve every student that was
+asked them, so what is paired stays paired. For shares of right answers it is widened to hold the matching closed-form
+score interval, because a bootstrap of answers that are all right (or never differ) has no width at all: Wilson (1927) for
+one arm, Agresti & Min (2005) for a paired difference. The training seeds, where there are three or more: Student's t
+interval of the mean over seeds; drawing three seeds again and again would make it half as wide as it is. The two are
+added in quadrature on each side. With fewer seeds the interval speaks of these trained students only.
 """
 
 from dataclasses import dataclass
@@ -50,14 +51,13 @@ def resample(metric: Metric, columns: Columns) -> Sample:
 
 def score(seeds: list[Sample], *, confidence: float = 0.95) -> Interval:
     """A metric averaged over training seeds, one sample a seed."""
-    value = float(np.mean([s.value for s in seeds]))
-    picked = _picked_seeds(len(seeds))
-    low, high = _percentiles(_average(seeds, picked), confidence)
+    values = [s.value for s in seeds]
+    low, high = _percentiles([s.draws for s in seeds], confidence)
     if seeds[0].right is not None:
         n = len(seeds[0].right)
-        wilson = stats.binomtest(round(value * n), n).proportion_ci(confidence, method="wilson")
+        wilson = stats.binomtest(round(np.mean(values) * n), n).proportion_ci(confidence, method="wilson")
         low, high = min(low, wilson.low), max(high, wilson.high)
-    return Interval(value, min(low, value), max(high, value))
+    return _with_seeds(values, low, high, confidence, least=0.0)
 
 
 def paired_difference(treatment: list[Sample], control: list[Sample], *, confidence: float = 0.95) -> Interval:
@@ -67,32 +67,31 @@ def paired_difference(treatment: list[Sample], control: list[Sample], *, confide
     """
     if len(treatment) != len(control):
         raise ValueError(f"treatment has {len(treatment)} seeds and control {len(control)}; they are compared in pairs")
-    value = float(np.mean([t.value - c.value for t, c in zip(treatment, control, strict=True)]))
-    picked = _picked_seeds(len(treatment))
-    low, high = _percentiles(_average(treatment, picked) - _average(control, picked), confidence)
+    pairs = list(zip(treatment, control, strict=True))
+    low, high = _percentiles([t.draws - c.draws for t, c in pairs], confidence)
     if treatment[0].right is not None and control[0].right is not None:
-        difference = np.mean([t.right - c.right for t, c in zip(treatment, control, strict=True)], axis=0)
-        closed = _agresti_min(difference, confidence)
+        closed = _agresti_min(np.mean([t.right - c.right for t, c in pairs], axis=0), confidence)
         low, high = min(low, closed[0]), max(high, closed[1])
-    return Interval(value, min(low, value), max(high, value))
+    return _with_seeds([t.value - c.value for t, c in pairs], low, high, confidence, least=-1.0)
 
 
-def _picked_seeds(n: int) -> np.ndarray:
-    """int64[RESAMPLES, n]: which seeds each resample averages."""
-    if n < SEEDS_FOR_A_CLAIM:
-        return np.tile(np.arange(n), (RESAMPLES, 1))
-    return np.random.default_rng(n).integers(n, size=(RESAMPLES, n))
-
-
-def _average(seeds: list[Sample], picked: np.ndarray) -> np.ndarray:
-    draws = np.stack([s.draws for s in seeds], axis=1)  # [RESAMPLES, seeds]
-    return np.take_along_axis(draws, picked, axis=1).mean(axis=1)
-
-
-def _percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+def _percentiles(draws: list[np.ndarray], confidence: float) -> tuple[float, float]:
+    """Of the mean over these students, on every resample of the questions."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    low, high = np.percentile(np.mean(draws, axis=0), [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _with_seeds(values: list[float], low: float, high: float, confidence: float, least: float) -> Interval:
+    """Add what training seeds contribute to the interval low..high of the mean of `values`, one a seed.
+
+    Every metric is a share, so nothing reaches past 1 or under `least`.
+    """
+    value, n, seeds = float(np.mean(values)), len(values), 0.0
+    if n >= SEEDS_FOR_A_CLAIM:
+        seeds = stats.t.ppf(0.5 + confidence / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    below, above = np.hypot(max(value - low, 0.0), seeds), np.hypot(max(high - value, 0.0), seeds)
+    return Interval(value, max(float(value - below), least), min(float(value + above), 1.0))
 
 
 def _agresti_min(difference: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from distill import artifact, console
 from distill.artifact import Artifact
@@ -148,13 +149,13 @@ def describe(settings: TrainSettings, origin: Origin, rendered: Rendered, steps:
     }
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: `auto` is bf16 on a GPU and on CPUs that have it, fp32 elsewhere."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+def resolve_precision(precision: str, device: torch.device, hidden: int) -> torch.dtype:
+    """The dtype of matrix products. `auto` is bf16 on a GPU, and on CPUs that have it for students at least 256 wide:
+    below, casts cost more than the products save."""
+    if precision == "auto":
+        pays = device.type == "cuda" or (torch.cpu._is_avx512_bf16_supported() and hidden >= 256)
+        precision = "bf16" if pays else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 class _Run:
@@ -168,7 +169,7 @@ class _Run:
         self.pair_ids = rendered.pair_ids
         self.pad_id = origin.chat.tokenizer.pad_token_id or 0
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = resolve_precision(settings.precision, self.device)
+        self.dtype = resolve_precision(settings.precision, self.device, origin.model.config.hidden_size)
         self.shape = ModelShape.from_config(origin.model.config)
         self.student = Student(origin.model).to(self.device).train()
         self.optimizer = build_optimizer(self.student, settings)
@@ -376,6 +377,7 @@ def _save(origin: Origin, folder: Path) -> None:
     """The student in Hugging Face layout, as transformers and vLLM load it."""
     chat = origin.chat
     model = origin.model.to(origin.save_dtype)
+    transformers_logging.disable_progress_bar()
     if model.generation_config is not None:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
