@@ -127,7 +127,7 @@ def train(
     batch_unit: Annotated[str | None, typer.Option(help="examples or tokens.")] = None,
     epochs: int | None = None,
     tokens: Annotated[int | None, typer.Option(help="Train until this many input tokens.")] = None,
-    learning_rate: float | None = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; 1e-5, or a from-scratch size's own.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, wsd, linear or constant.")] = None,
     warmup_steps: int | None = None,
     decay_steps: Annotated[int | None, typer.Option(help="Length of the decay of schedule wsd.")] = None,

@@ -14,18 +14,19 @@ out = Console(highlight=False)
 
 
 def progress(*extra_columns: str) -> Progress:
-    """A progress bar on standard error: description, bar, done/total, elapsed, remaining, then `extra_columns`.
+    """A progress bar on standard error: description, bar, done/total, elapsed (without extra
+    columns), remaining, then `extra_columns`.
 
     Extra columns are rich format strings over the task's fields, such as "loss {task.fields[loss]:.3f}". Nothing is
     shown where nobody looks: without a terminal, and in threads, whose work the main thread's bar stands for.
     """
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=10 if extra_columns else 40), MofNCompleteColumn()]
+    if not extra_columns:  # 80 characters hold no more
+        columns.append(TimeElapsedColumn())
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *columns,
         TextColumn("eta"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         *(TextColumn(column) for column in extra_columns),
         console=err,
         disable=not err.is_terminal or threading.current_thread() is not threading.main_thread(),

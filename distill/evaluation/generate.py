@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from distill import console
 from distill.errors import InputError
@@ -111,6 +112,7 @@ def generate_transformers(
     student: Path, prompts: dict[str, list[int]], settings: EvaluateSettings, chat: ChatFormat, journal: Journal
 ) -> None:
     """The same through `transformers`, in left-padded batches: slow, and only when asked for by name."""
+    transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(student, trust_remote_code=False, use_safetensors=True).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

@@ -1,12 +1,13 @@
 """Settings of one student's training."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from distill.packing.arms import Arm
 from distill.settings import Settings
+from distill.training.sizes import default_learning_rate
 
 Tag = Annotated[str, Field(min_length=1)]
 
@@ -26,7 +27,7 @@ class TrainSettings(Settings):
     epochs: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1, description="train until this many input tokens instead of whole epochs")
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(gt=0, description="peak; 1e-5, or a from-scratch size's own, if not given")
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int = Field(0, ge=0, description="length of the decay of schedule wsd")
@@ -40,6 +41,13 @@ class TrainSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     vocab_size: int = Field(512, ge=262, description="entries of a from-scratch student's tokenizer")
     think_tags: tuple[Tag, Tag] | None = Field(None, description="what marks reasoning, for tokenizers without <think>")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_the_student(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("learning_rate") is None:
+            return values | {"learning_rate": default_learning_rate(str(values.get("student")))}
+        return values
 
     @field_validator("arm")
     @classmethod

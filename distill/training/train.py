@@ -279,12 +279,12 @@ class _Run:
     @contextmanager
     def _bar(self, done: int) -> Iterator[Any]:
         columns = (
-            "loss {task.fields[loss]:.4f}",
-            "{task.fields[rate]:,.0f} supervised tok/s",
-            "MFU {task.fields[mfu]:.1%}",
+            "loss {task.fields[loss]:.3f}",
+            "{task.fields[rate]:,.0f} sup. tok/s",
+            "MFU {task.fields[mfu]:.0%}",
         )
         with console.progress(*columns) as bar:
-            name = f"training {self.settings.student} on {self.settings.arm}"
+            name = self.settings.arm
             yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss=float("nan"), rate=0.0, mfu=0.0)
 
 
