@@ -54,8 +54,7 @@ def profile_student(
 ) -> Artifact:
     """Put a student under load. `endpoint` as in `evaluate`. Raises InputError."""
     subject = load_subject(student)
-    needed = len(settings.concurrencies) * (settings.requests + settings.warmup_requests)
-    asked = ask([Questions(task=t, count=needed, split="validation", seed=settings.seed) for t in settings.tasks])
+    asked = ask(profile_questions(settings))
     prompts = prompt_ids(subject, asked)
     longest = positions_needed(subject, prompts, settings.max_tokens)
     recipe = profile_recipe(settings, subject)
@@ -90,6 +89,12 @@ def profile_student(
             }
         artifact.write_json(work.path / "profile.json", {"tasks": tasks})
         return work.commit({"tasks": sorted(tasks)}, remove=("server.log",))
+
+
+def profile_questions(settings: StudentProfileSettings) -> list[Questions]:
+    """As many questions of every task as one profile sends."""
+    needed = len(settings.concurrencies) * (settings.requests + settings.warmup_requests)
+    return [Questions(task=t, count=needed, split="validation", seed=settings.seed) for t in settings.tasks]
 
 
 def profile_recipe(settings: StudentProfileSettings, subject: Subject) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def render(
     if dropped > max_dropped_share * len(pairs):
         raise InputError(
             f"{dropped} of {len(pairs)} pairs are longer than {max_length} tokens in one of their modes "
-            f"(limit: {max_dropped_share:.0%}); raise --max-length"
+            f"(limit: {max_dropped_share:.0%}); raise --row-tokens"
         )
     return Rendered(documents, kept, dropped, dropped_tokens)
 

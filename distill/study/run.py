@@ -10,7 +10,7 @@ out/
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,21 @@ import torch
 from distill import artifact, console
 from distill.artifact import Artifact, content_key
 from distill.errors import InputError
-from distill.evaluation.evaluate import ask, evaluate, evaluation_recipe, load_subject
-from distill.evaluation.profile import StudentProfileSettings, profile_recipe, profile_student
+from distill.evaluation.evaluate import (
+    Subject,
+    ask,
+    evaluate,
+    evaluation_recipe,
+    load_subject,
+    positions_needed,
+    prompt_ids,
+)
+from distill.evaluation.profile import (
+    StudentProfileSettings,
+    profile_questions,
+    profile_recipe,
+    profile_student,
+)
 from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.serve import Endpoint, Server, ServerSettings
 from distill.study.cells import Member, cells
@@ -33,8 +46,6 @@ from distill.traces.generate import generate, generate_recipe
 from distill.traces.settings import GenerateSettings
 from distill.training.train import KIND as STUDENT
 from distill.training.train import recipe as train_recipe
-
-_LONGEST_PROMPT = 512  # tokens: room for prompts in the server's limit
 
 
 @dataclass
@@ -79,34 +90,45 @@ class _Study:
             **s.evaluation.model_dump(),
         )
         load = StudentProfileSettings(
-            tasks=[row.task for row in s.tasks], **s.serving.model_dump(), **s.evaluation.model_dump()
+            tasks=[row.task for row in s.tasks],
+            **s.serving.model_dump(exclude={"kv_cache_gib"}),
+            **s.evaluation.model_dump(),
         )
         subject = load_subject(student.path)
+        test, validation = ask(asked.questions), ask(profile_questions(load))
+        positions = max(
+            positions_needed(subject, prompt_ids(subject, questions), s.evaluation.max_tokens)
+            for questions in (test, validation)
+        )
         keys = (
-            content_key("evaluation", evaluation_recipe(asked, subject, ask(asked.questions))),
+            content_key("evaluation", evaluation_recipe(asked, subject, test)),
             content_key("profile", profile_recipe(load, subject)),
         )
         folders = [
             self.out / kind / f"{member.id}-{key[:12]}"
             for kind, key in zip(("evaluations", "profiles"), keys, strict=True)
         ]
-        with self._server_when_needed(member, student.path, subject.dtype) as endpoint:
+        with self._server_when_needed(member, subject, positions) as endpoint:
             evaluation = evaluate(asked, student.path, folders[0], endpoint=endpoint)
             profile = profile_student(load, student.path, folders[1], endpoint=endpoint)
         self.outcomes[member.id] = MemberOutcome(student, evaluation, profile)
 
     @contextmanager
-    def _server_when_needed(self, member: Member, student: Path, dtype: str) -> Iterator[functools.partial[Endpoint]]:
+    def _server_when_needed(self, member: Member, subject: Subject, positions: int) -> Iterator[Callable[[], Endpoint]]:
         """A function that starts a server at its first call and gives the same one after; taken down at the end."""
         started: list[Server] = []
-        length = _LONGEST_PROMPT + self.settings.evaluation.max_tokens
-        server_settings = ServerSettings(dtype=dtype, max_model_len=length, threads=self.threads, kv_cache_gib=1)
+        settings = ServerSettings(
+            dtype=subject.dtype,
+            max_model_len=positions,
+            threads=self.threads,
+            kv_cache_gib=self.settings.serving.kv_cache_gib,
+        )
 
         def endpoint() -> Endpoint:
             if not started:
                 log = self.out / "logs" / f"{member.id}.server.log"
                 log.parent.mkdir(parents=True, exist_ok=True)
-                server = Server(str(student), server_settings, log)
+                server = Server(str(subject.folder), settings, log)
                 server.__enter__()
                 started.append(server)
             return started[0].endpoint

@@ -86,6 +86,7 @@ class ServingShape(Settings):
     concurrencies: tuple[int, ...] = (1, 8, 32)
     requests: int = Field(64, ge=1)
     warmup_requests: int = Field(4, ge=0)
+    kv_cache_gib: int | None = Field(None, ge=1, description="of each server; vLLM's own choice when left out")
 
 
 class StudySettings(Settings):
