@@ -78,9 +78,11 @@ def bench_training(settings: TrainingBenchSettings) -> dict[str, Any]:
     if any(name.startswith("trl") for name in settings.contenders) and importlib.util.find_spec("trl") is None:
         raise InputError("TRL is not installed: pip install 'distill-stack[dev]'")
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from distill.bench.machine import machine
 
+    disable_progress_bar()  # transformers would show one for every load
     torch.set_num_threads(settings.threads)
     about = machine()
     with tempfile.TemporaryDirectory(prefix="distill-bench-") as name:

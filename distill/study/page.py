@@ -54,7 +54,11 @@ def render(results: dict[str, Any]) -> str:
         Section("Verdict", _verdict(results)),
         Section("Frontier", [figure for figure in (frontier_figure(results), tokens_figure(results)) if figure]),
         Section("Numbers", _numbers(results)),
-        Section("Answers, side by side", _examples(results), lead="Held-out questions, chosen where the two students behind the verdict differ, if they do: they show how, not how often."),
+        Section(
+            "Answers, side by side",
+            _examples(results),
+            lead="Held-out questions, chosen where the two students behind the verdict differ, if they do: they show how, not how often.",
+        ),
         Section("How it was made", _method(results)),
         Section(
             "Threats to validity",

@@ -6,6 +6,7 @@ same command goes on from the last one and ends in the same bytes.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -36,6 +37,11 @@ from distill.training.peak import peak_flops
 from distill.training.schedule import learning_rate
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.student import Origin, Student, load_origin, student_identity
+
+# Every step has packs of new lengths, and on a CPU oneDNN and its torch binding keep a compiled kernel for each of the
+# last 1024 shapes: 35 MB a step until they are full. Set before the first matrix product; a person's own setting wins.
+for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "32")
 
 KIND = "student"
 TRAINER_VERSION = 1  # part of every key: raise it when the same settings give other weights
