@@ -153,13 +153,7 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_ours(path))):
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / LOCK, "w")  # noqa: SIM115 - held until the end of the block
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(path):
         for name in (MANIFEST, RECIPE):
             if (path / name).is_file():
                 found = _record(path / name, kind=str, key=str, recipe=dict)
@@ -177,6 +171,28 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
                     for parent in created[1:]:
                         parent.rmdir()
             raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Make the folder and hold its lock. Who waited for one that failed may hold a lock that is no longer in the
+    folder, or the folder may be gone: then both are made again."""
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / LOCK, "w")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            continue  # removed between the two
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            current = False
+            with suppress(FileNotFoundError):
+                current = os.path.samestat(os.fstat(lock.fileno()), os.stat(path / LOCK))
+            if current:
+                yield
+                return
 
 
 def _is_ours(path: Path) -> bool:

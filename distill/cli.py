@@ -12,6 +12,8 @@ import typer
 from distill import __version__, console
 from distill.errors import InputError
 
+UsageError = typer.BadParameter.__bases__[0]  # click's, or that of the copy which newer versions of typer carry
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made, or gone on with if it is there.")]
 
@@ -328,7 +330,10 @@ def bench_gap(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """What this machine can run, what is missing, and which implementations are chosen."""
+    """What this machine can run, what is missing, and which implementations are chosen.
+
+    Example: distill doctor --json
+    """
     from distill.doctor import diagnose
 
     _show_dict("doctor", diagnose(), json)
@@ -391,9 +396,16 @@ def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interrupted run in 128 + the signal's number."""
     debug = "--debug" in sys.argv[1:]
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
+        _fail(" ".join(error.format_message().split()), 2, debug)
     except InputError as error:
         _fail(str(error), 2, debug)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; what was finished is kept, run the same command again", 128 + signal.SIGINT, debug)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -82,19 +82,20 @@ def vllm_server(tiny_student, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_student(tmp_path_factory):
-    """A folder made by the real trainer: `tiny` on the reasoning of 3,000 questions of `max`, right on most of them."""
+    """A folder made by the real trainer: `tiny` on the reasoning of 3,500 questions of `max`, in a few seconds."""
     from distill.traces.generate import generate
     from distill.traces.settings import GenerateSettings
     from distill.training.settings import RunOptions, TrainSettings
     from distill.training.train import train
 
     folder = tmp_path_factory.mktemp("trained")
-    generate(GenerateSettings(tasks={"max": 3000}), folder / "traces")
+    generate(GenerateSettings(tasks={"max": 3500}), folder / "traces")
     settings = TrainSettings(
         student="tiny",
         arm="reasoning",
         row_tokens=1024,
         batch=24,
+        epochs=2,
         learning_rate=4e-3,
         warmup_steps=20,
         final_learning_rate_ratio=0.0,

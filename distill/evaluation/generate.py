@@ -40,17 +40,17 @@ class Journal:
         self.outputs: dict[str, Output] = {}
         whole = b""
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            if not line.endswith(b"\n"):
+                break
             try:
                 row = json.loads(line)
                 self.outputs[row["id"]] = Output(row["token_ids"], row["finish_reason"], row["seconds"])
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n"):
-                break
             whole += line
-        self.file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-        self.file.write(whole)
-        self.file.flush()
+        # Not opened for writing from the start: a kill before the lines are back would lose them.
+        self.file = open(path, "ab")  # noqa: SIM115 - closed by __exit__
+        self.file.truncate(len(whole))
 
     def __enter__(self) -> "Journal":
         return self

@@ -6,7 +6,25 @@ import pytest
 from distill.tasks.problem import Problem
 from distill.traces.trace import Pair, Trace
 
-WORDS = ["seven", "12", "naïve", "東京", "🙂🙃", "e\u0301", "<b>", "a_b", "\t", "\n", "\n\n", "-", "<|", "|>", "{{x}}", "\\", "'"]
+WORDS = [
+    "seven",
+    "12",
+    "naïve",
+    "東京",
+    "🙂🙃",
+    "e\u0301",
+    "<b>",
+    "a_b",
+    "\t",
+    "\n",
+    "\n\n",
+    "-",
+    "<|",
+    "|>",
+    "{{x}}",
+    "\\",
+    "'",
+]
 
 
 def random_text(rng: np.random.Generator, words: int) -> str:

@@ -80,7 +80,7 @@ def test_a_token_budget_is_reached_at_the_last_step_and_not_before(lengths, unit
 
 
 def test_a_curriculum_has_no_token_budget(lengths):
-    with pytest.raises(InputError, match="sequential:0.5"):
+    with pytest.raises(InputError, match=r"sequential:0\.5"):
         plan(Arm.parse("sequential:0.5"), lengths, batch=Batch("examples", 16, 64), epochs=1, seed=0, tokens=100)
 
 

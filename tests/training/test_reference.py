@@ -122,7 +122,11 @@ def test_bf16_stays_near_fp32(traces, tmp_path):
     last = {}
     for precision in ("fp32", "bf16"):
         out = tmp_path / precision
-        train(TrainSettings(**(SHARED | {"precision": precision})), traces, RunOptions(out=out, threads=1, tensorboard=False))
+        train(
+            TrainSettings(**(SHARED | {"precision": precision})),
+            traces,
+            RunOptions(out=out, threads=1, tensorboard=False),
+        )
         last[precision] = [line["loss"] for line in log_of(out)]
     assert last["bf16"] == pytest.approx(last["fp32"], rel=0.03)
     assert last["bf16"] != last["fp32"]

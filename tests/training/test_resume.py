@@ -37,14 +37,18 @@ def uninterrupted(traces, tmp_path_factory):
 def command(traces, out, **changes):
     flags = {k.replace("_", "-"): v for k, v in (SETTINGS | changes).items() if k != "packed"}
     arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    return distill_command(
-        "train", "--packed", "--traces", str(traces), "--out", str(out), *arguments, "--threads", "1", "--no-tensorboard"
-    ) + ["--checkpoint-steps", "2"]
+    where = ["--traces", str(traces), "--out", str(out)]
+    how = ["--threads", "1", "--no-tensorboard", "--checkpoint-steps", "2"]
+    return distill_command("train", "--packed", *where, *arguments, *how)
 
 
 def start(traces, out, **changes):
     return subprocess.Popen(
-        command(traces, out, **changes), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment(1)
+        command(traces, out, **changes),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(1),
     )
 
 
@@ -209,7 +213,9 @@ def test_other_settings_or_traces_are_refused_with_what_changed(traces, tmp_path
 def small_disk(folder: Path, size: str):
     """A file system of that size; `remount(size)` makes it larger. Skips where mounting is not allowed."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small tmpfs is not allowed here")
     try:
         yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

@@ -1,0 +1,171 @@
+"""Taking outputs apart, keeping them, and grading them: what is not finished is wrong, reasoning is never the answer."""
+
+from contextlib import suppress
+
+import pytest
+
+from distill.evaluation import generate
+from distill.evaluation.answers import take_apart
+from distill.evaluation.evaluate import Asked, grade, read_answers, summarise, write_answers
+from distill.evaluation.generate import Journal, Output
+from distill.flops import ModelShape
+from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
+from distill.packing.tokenizer import train_tokenizer
+from distill.tasks import get_task
+
+SHAPE = ModelShape(layers=2, hidden=64, heads=2, kv_heads=2, head_dim=32, intermediate=172, vocab=304)
+
+
+@pytest.fixture(scope="module")
+def chat():
+    """Its think tags are one token each."""
+    return ChatFormat(train_tokenizer(["max A3 B9 C5 D1 7:7"] * 3, 300), COMPACT, source="here")
+
+
+@pytest.fixture(scope="module")
+def spelled():
+    """Its think tags are spelled with several tokens."""
+    tokenizer = train_tokenizer(["max A3 B9 C5 D1 7:7"] * 3, 300)
+    return ChatFormat(tokenizer, ThinkFormat("[T]", "[/T]", "", "", ""), source="here")
+
+
+def ids(chat, text):
+    return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+CASES = [
+    # generated, thinking, answer, thought, closed
+    ("<think>a b</think> 17<|end|>", "a b", "17", True, True),
+    ("17<|end|>", "", "17", False, True),
+    ("<think>a b 17<|end|>", "a b 17<|end|>", "", True, False),
+    ("<think>a 17", "a 17", "", True, False),
+    ("<think>a</think>b<think>c</think>d<|end|>", "ac", "bd", True, True),
+    ("<think>a</think>b<think>c", "ac", "b", True, False),
+    ("a</think>17<|end|>", "a", "17", True, True),
+    ("<think></think><|end|>", "", "", True, True),
+    ("<|end|>", "", "", False, True),
+    ("", "", "", False, True),
+]
+
+
+@pytest.mark.parametrize(("text", "thinking", "answer", "thought", "closed"), CASES)
+def test_parts_of_an_output(chat, text, thinking, answer, thought, closed):
+    generated = ids(chat, text)
+    parts = take_apart(chat, generated)
+    assert (parts.thinking, parts.answer, parts.thought, parts.closed) == (thinking, answer, thought, closed)
+    assert parts.thinking_tokens + parts.answer_tokens == len(generated)
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "answer", "thought", "closed"),
+    [
+        ("[T]a b[/T]17<|end|>", "a b", "17", True, True),
+        ("17<|end|>", "", "17", False, True),
+        ("[T]a 17", "[T]a 17".removeprefix("[T]"), "", True, False),
+        ("a[/T]17<|end|>", "a", "17", True, True),
+    ],
+)
+def test_parts_where_the_tags_are_several_tokens(spelled, text, thinking, answer, thought, closed):
+    assert spelled.think_close_id is None
+    generated = ids(spelled, text)
+    parts = take_apart(spelled, generated)
+    assert (parts.thinking, parts.answer, parts.thought, parts.closed) == (thinking, answer, thought, closed)
+    assert parts.thinking_tokens + parts.answer_tokens == len(generated)
+
+
+class Graded:
+    """What `grade` needs of a subject."""
+
+    def __init__(self, chat):
+        self.chat = chat
+
+
+def test_unfinished_is_wrong_and_reasoning_is_never_graded(chat, tmp_path):
+    task = get_task("max")
+    problems = task.problems("test", 8, 1)
+    gold = [p.gold for p in problems]
+    wrong = ["ABCD".replace(letter, "")[0] for letter in gold]
+    outputs = [
+        (f"<think>x</think>{gold[0]}<|end|>", "stop", True, True),
+        (f"{gold[1]}<|end|>", "stop", True, True),
+        (f"<think>x</think>{wrong[2]}<|end|>", "stop", True, False),
+        (f"<think>x</think>{gold[3]}", "length", False, False),  # right, and cut off
+        (f"<think>{gold[4]}", "length", False, False),
+        (f"<think>{gold[5]}<|end|>", "stop", False, False),  # ended its turn inside the block
+        (f"<think>{gold[6]}</think>{wrong[6]}<|end|>", "stop", True, False),
+        (f"<think>{gold[7]}</think><|end|>", "stop", True, False),
+    ]
+    rows = {p.id: Output(ids(chat, text), why, 0.25) for p, (text, why, _, _) in zip(problems, outputs, strict=True)}
+    prompts = {p.id: ids(chat, p.prompt) for p in problems}
+    asked = [Asked(task, problems)]
+    answers = grade(asked, Graded(chat), prompts, rows)
+    assert [(a.finished, a.correct) for a in answers] == [(done, right) for _, _, done, right in outputs]
+    write_answers(tmp_path / "answers.parquet", answers)
+    assert read_answers(tmp_path / "answers.parquet") == answers
+
+    summary = summarise(asked, answers, SHAPE)["max"]
+    assert (summary["n_questions"], summary["n_correct"]) == (8, 2)
+    assert summary["metrics"]["accuracy"] == pytest.approx(2 / 8)
+    assert summary["unfinished_rate"] == pytest.approx(3 / 8)
+    assert summary["accuracy_finished"] == pytest.approx(2 / 5)
+    assert summary["think_rate"] == pytest.approx(7 / 8)
+    tokens = [len(ids(chat, text)) for text, *_ in outputs]
+    assert summary["tokens_per_answer"]["total"] == pytest.approx(sum(tokens) / 8)
+    flops = sum(SHAPE.generation_flops(len(prompts[p.id]), n) for p, n in zip(problems, tokens, strict=True))
+    assert summary["flops_per_answer"] == pytest.approx(flops / 8)
+    assert summary["flops_per_correct"] == pytest.approx(flops / 2)
+
+
+def test_nothing_right_and_nothing_finished(chat):
+    task = get_task("max")
+    problems = task.problems("test", 2, 1)
+    answers = grade(
+        [Asked(task, problems)],
+        Graded(chat),
+        {p.id: [1, 2] for p in problems},
+        {p.id: Output(ids(chat, "<think>x"), "length", 1.0) for p in problems},
+    )
+    summary = summarise([Asked(task, problems)], answers, SHAPE)["max"]
+    assert summary["accuracy_finished"] is None and summary["flops_per_correct"] is None
+    assert summary["unfinished_rate"] == 1.0 and summary["metrics"]["accuracy"] == 0.0
+
+
+def test_a_journal_survives_being_torn_anywhere(tmp_path, rng):
+    """Whatever prefix of the file a kill leaves, every whole line is kept verbatim and the rest can be added again."""
+    path = tmp_path / "outputs.journal.jsonl"
+    outputs = {
+        f"add/{i}": Output(rng.integers(0, 500, int(rng.integers(0, 30))).tolist(), "stop", float(rng.random()))
+        for i in range(12)
+    }
+    with Journal(path) as journal:
+        for question, output in outputs.items():
+            journal.add(question, output)
+    whole = path.read_bytes()
+    for cut in {0, 1, len(whole), *rng.integers(0, len(whole), 40).tolist()}:
+        path.write_bytes(whole[:cut])
+        complete = whole[:cut].count(b"\n")
+        with Journal(path) as journal:
+            assert journal.outputs == dict(list(outputs.items())[:complete])
+            for question in list(outputs)[complete:]:
+                journal.add(question, outputs[question])
+        assert path.read_bytes() == whole
+
+
+def test_opening_a_journal_never_loses_what_is_in_it(tmp_path, monkeypatch):
+    """A kill between opening it and the first new answer leaves the finished ones."""
+    path = tmp_path / "outputs.journal.jsonl"
+    with Journal(path) as journal:
+        journal.add("add/1", Output([1, 2], "stop", 0.5))
+    before = path.read_bytes()
+
+    class Killed(BaseException):
+        pass
+
+    def open_and_die(*arguments, **options):
+        open(*arguments, **options).close()
+        raise Killed
+
+    monkeypatch.setattr(generate, "open", open_and_die, raising=False)
+    with suppress(Killed):
+        Journal(path)
+    assert path.read_bytes() == before
