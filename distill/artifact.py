@@ -150,7 +150,7 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
     """
     recipe = json.loads(canonical_json(recipe))
     key = content_key(kind, recipe)
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_ours(path))):
+    if _is_foreign(path):
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _locked(path):
@@ -166,10 +166,11 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
             yield Workspace(path, kind, recipe, finished)
         except BaseException:
             if created and {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
-                shutil.rmtree(path)
-                with suppress(OSError):  # not empty: somebody else's by now
-                    for parent in created[1:]:
-                        parent.rmdir()
+                (path / RECIPE).unlink(missing_ok=True)
+                (path / LOCK).unlink()  # last: from here on the folder is whoever's makes the next lock
+                with suppress(OSError):
+                    for folder in created:
+                        folder.rmdir()
             raise
 
 
@@ -195,8 +196,15 @@ def _locked(path: Path) -> Iterator[None]:
                 return
 
 
-def _is_ours(path: Path) -> bool:
-    return any((path / name).exists() for name in (MANIFEST, RECIPE, LOCK))
+def _is_foreign(path: Path) -> bool:
+    """Whether there is something at `path` that we did not make."""
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return bool(names) and not names & {MANIFEST, RECIPE, LOCK}
 
 
 def _require_same(path: Path, kind: str, recipe: dict, key: str, found: dict, *, finished: bool) -> None:
