@@ -203,7 +203,7 @@ def _is_foreign(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except NotADirectoryError:
-        return True
+        return path.exists()  # not where a part of the path is a file: that cannot be written, and is said so
     return bool(names) and not names & {MANIFEST, RECIPE, LOCK}
 
 

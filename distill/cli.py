@@ -396,7 +396,7 @@ def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interrupted run in 128 + the signal's number."""
     debug = "--debug" in sys.argv[1:]
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
