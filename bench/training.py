@@ -245,7 +245,7 @@ class _Bench:
                     "peak_rss_bytes": ours["peak_rss_bytes"] / other["peak_rss_bytes"],
                 }
         return {
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json") | {"data": _file_name(settings.data)},
             "workload": {
                 "documents": len(self.documents),
                 "mean_tokens": self.mean_tokens,
@@ -318,3 +318,11 @@ def show_training(result: dict[str, Any]) -> None:
 
 def _isolation(isolated: bool | None) -> str:
     return {None: "one a row", True: "isolated", False: "see each other"}[isolated]
+
+
+def _file_name(data: str | None) -> str | None:
+    """`gsm8k:FILE` without the folders: where it lies says something of the machine, not of the result."""
+    if data is None:
+        return None
+    layout, _, path = data.partition(":")
+    return f"{layout}:{Path(path).name}"

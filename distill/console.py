@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# Piped into a file there is no width to fit: wide enough for every table.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def progress(*extra_columns: str) -> Progress:
