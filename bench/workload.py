@@ -46,7 +46,7 @@ def build_workload(data: str, size: str, vocabulary: int, documents: int, seed: 
         file = Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
     else:
         raise unknown_name("data", data, [SYNTHETIC, *(f"{name}:PATH" for name in LAYOUTS)])
-    traces = import_file(file, layout, folder / "traces").path
+    traces = import_file(file, layout, folder / "traces", splits="all").path
     origin = load_origin(size, read_traces(traces).texts(), packed=False, vocab_size=vocabulary, seed=seed)
     if origin.model.config.vocab_size < vocabulary:
         with torch.random.fork_rng(devices=[]):

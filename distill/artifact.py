@@ -41,6 +41,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_identity(folder: Path) -> dict[str, str]:
+    """What loading a model's folder may depend on: its key where we made it, else SHA-256 of every file but logs."""
+    if (folder / MANIFEST).is_file():
+        return {"artifact": _record(folder / MANIFEST, key=str)["key"]}
+    return {
+        file.name: file_sha256(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not file.name.startswith(".") and file.suffix not in (".log", ".jsonl", ".md")
+    }
+
+
+def require_file_place(path: Path) -> None:
+    """Raises InputError when no file can be written at `path`: said before the work whose result it is to hold."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file to write")
+    parent = path.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written (in {parent})")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -127,16 +154,21 @@ class Workspace:
         self.key = content_key(kind, recipe)
 
     def commit(self, summary: dict[str, Any], *, remove: tuple[str, ...] = ()) -> Artifact:
-        """Delete the entries named in `remove` (journals, checkpoints) and write the manifest."""
+        """Write the manifest over everything but the entries named in `remove` (journals, checkpoints), then delete those.
+
+        In this order: what was paid for is gone only when its result is there.
+        """
+        files = {}
+        for file in sorted(self.path.rglob("*")):
+            name = file.relative_to(self.path)
+            if file.is_file() and file.name not in (LOCK, RECIPE, MANIFEST) and name.parts[0] not in remove:
+                _sync(file)
+                files[str(name)] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        manifest = {"kind": self.kind, "key": self.key, "recipe": self.recipe, "summary": summary, "files": files}
+        write_json(self.path / MANIFEST, manifest)
         for name in remove:
             entry = self.path / name
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-        files = {}
-        for file in sorted(self.path.rglob("*")):
-            if file.is_file() and file.name not in (LOCK, RECIPE, MANIFEST):
-                files[str(file.relative_to(self.path))] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        manifest = {"kind": self.kind, "key": self.key, "recipe": self.recipe, "summary": summary, "files": files}
-        write_json(self.path / MANIFEST, manifest)
         self.finished = Artifact(self.path, self.kind, self.key, self.recipe, summary, files)
         return self.finished
 
@@ -146,7 +178,7 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
     """Open `path` to make the artifact that `recipe` describes, or to find it already made.
 
     Raises InputError when the folder holds something else, listing the settings that differ. If the body raises
-    before anything but the recipe was written, the folder is removed again.
+    before anything but the recipe was written, the folder is left as it was found.
     """
     recipe = json.loads(canonical_json(recipe))
     key = content_key(kind, recipe)
@@ -165,7 +197,7 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
         try:
             yield Workspace(path, kind, recipe, finished)
         except BaseException:
-            if created and {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
+            if {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
                 (path / RECIPE).unlink(missing_ok=True)
                 (path / LOCK).unlink()  # last: from here on the folder is whoever's makes the next lock
                 with suppress(OSError):

@@ -56,6 +56,9 @@ def traces_generate(
     temperature: float = 0.6,
     top_p: float = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Limit of reasoning and answer together.")] = 4096,
+    revision: Annotated[str, typer.Option(help="Of the model's weights, where it is known.")] = "",
+    usd_per_million_input: Annotated[float | None, typer.Option(help="Price of the prompts' tokens.")] = None,
+    usd_per_million_output: Annotated[float | None, typer.Option(help="Price of the generated tokens.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 32,
     api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
     json: Json = False,
@@ -72,8 +75,9 @@ def traces_generate(
         who: Any = "solver"
     else:
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        where = {"url": teacher, "model": model or "", "api_key_env": api_key_env}
-        who = {**where, **sampling, "thinking": thinking, "concurrency": concurrency}
+        where = {"url": teacher, "model": model or "", "revision": revision, "api_key_env": api_key_env}
+        prices = {"usd_per_million_input": usd_per_million_input, "usd_per_million_output": usd_per_million_output}
+        who = {**where, **prices, **sampling, "thinking": thinking, "concurrency": concurrency}
     values = {"tasks": _counts(tasks), "split": split, "seed": seed, "teacher": who}
     _show(generate(validate(GenerateSettings, values, source="command line"), out), json)
 
@@ -84,6 +88,9 @@ def traces_import(
     out: Out,
     layout: Annotated[str, typer.Option(help="pairs, gsm8k or aqua.")] = "pairs",
     skip_bad: Annotated[bool, typer.Option(help="Put malformed rows aside, counted, instead of stopping.")] = False,
+    splits: Annotated[
+        str | None, typer.Option(help="train or all; train for gsm8k and aqua, so that test questions stay out.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Read pairs from a file that has them.
@@ -92,7 +99,7 @@ def traces_import(
     """
     from distill.traces.import_traces import import_file
 
-    _show(import_file(file, layout, out, skip_bad=skip_bad), json)
+    _show(import_file(file, layout, out, skip_bad=skip_bad, splits=splits), json)
 
 
 @traces_app.command("stats")
@@ -293,7 +300,8 @@ def bench_training(
     from distill.settings import validate
 
     values = {"data": data, "steps": steps, "pairs": pairs, "row_tokens": row_tokens, "threads": threads}
-    _show_bench(run(validate(TrainingBenchSettings, values, source="command line")), show_training, out, json)
+    settings = validate(TrainingBenchSettings, values, source="command line")
+    _show_bench(lambda: run(settings), show_training, out, json)
 
 
 @bench_app.command("gap")
@@ -325,7 +333,8 @@ def bench_gap(
     values = {"ift": ift, "reasoning": reasoning, "student": student, "tasks": list(_counts(tasks)), "steps": steps}
     values |= {"batch": batch, "row_tokens": row_tokens, "concurrencies": concurrency.split(","), "requests": requests}
     values |= {"rounds": rounds, "max_tokens": max_tokens, "threads": threads}
-    _show_bench(run(validate(GapSettings, values, source="command line"), traces), show_gap, out, json)
+    settings = validate(GapSettings, values, source="command line")
+    _show_bench(lambda: run(settings, traces), show_gap, out, json)
 
 
 @app.command()
@@ -366,22 +375,25 @@ def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
         console.facts(title, values)
 
 
-def _show_bench(result: dict[str, Any], show: Any, out: Path | None, json: bool) -> None:
-    from distill.artifact import write_json
+def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> None:
+    from distill.artifact import require_file_place, write_json
 
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
+        require_file_place(out)
+    result = measure()
     if json:
         console.emit_json(result)
     else:
         show(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
 
 
 def _show_study(folder: Path, json: bool) -> None:
-    from distill.artifact import read_json
+    from distill.study.report import read_results
 
-    results = read_json(folder / "results.json")
+    results = read_results(folder)
     if json:
         console.emit_json(results)
         return

@@ -81,12 +81,15 @@ class Hardware:
     power_watts: float | None
     peak_bf16_tflops: float | None
     memory_gib: float | None
+    cores: int | None
     source: str
     date: str
     illustrative: bool
 
-    def usd(self, seconds: float) -> float:
-        return self.price_usd_per_hour * seconds / 3600.0
+    def usd(self, seconds: float, threads: int | None = None) -> float:
+        """The price of `seconds` of the device; with `threads`, of that share of its cores where it is priced by them."""
+        share = 1.0 if threads is None or self.cores is None else min(1.0, threads / self.cores)
+        return self.price_usd_per_hour * seconds / 3600.0 * share
 
 
 @cache

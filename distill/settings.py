@@ -12,7 +12,7 @@ from distill.errors import InputError
 class Settings(BaseModel):
     """Base of every room's settings: unknown fields are errors, values cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Settings)

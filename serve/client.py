@@ -26,6 +26,7 @@ from distill.settings import Settings
 
 FinishReason = Literal["stop", "length", "error"]
 BACKOFF_S, BACKOFF_LIMIT_S = 0.25, 30.0
+REASON_CHARACTERS = 300  # of a result's `error`
 Result = TypeVar("Result", "Completion", "ChatCompletion")
 
 
@@ -71,7 +72,10 @@ class ChatCompletion:
 
 
 class RequestFailed(Exception):
-    """A request came to nothing. `again`: it may succeed on another try, after `wait_s` if the server said so."""
+    """A request came to nothing. `again`: it may succeed on another try, after `wait_s` if the server said so.
+
+    The message is all that the server said: it is cut short once the API key is hidden in it, not before.
+    """
 
     def __init__(self, message: str, *, again: bool, wait_s: float | None = None):
         super().__init__(message)
@@ -212,7 +216,7 @@ async def _with_retries(
             return await attempt()
         except RequestFailed as failure:
             if not (failure.again and tries_left):
-                return replace(failed, error=endpoint.hide_key(str(failure)))
+                return replace(failed, error=" ".join(endpoint.hide_key(str(failure)).split())[:REASON_CHARACTERS])
             # Half of the pause is drawn at random: clients that failed together must not come back together.
             wait_s = pause_s * random.uniform(0.5, 1.0) if failure.wait_s is None else failure.wait_s
             await asyncio.sleep(min(wait_s, BACKOFF_LIMIT_S))
@@ -323,12 +327,13 @@ def _require_ok(status: int, headers: httpx.Headers, content: bytes) -> None:
         return
     try:
         reason = json.loads(content)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         reason = content.decode(errors="replace")
-    reason = " ".join(str(reason).split())[:300]
     again = status in (408, 409, 425, 429) or status >= 500
     asked = headers.get("retry-after", "")
-    raise RequestFailed(f"HTTP {status}: {reason}", again=again, wait_s=float(asked) if asked.isdecimal() else None)
+    raise RequestFailed(
+        f"HTTP {status}: {_shown(reason)}", again=again, wait_s=float(asked) if asked.isdecimal() else None
+    )
 
 
 def _disconnected(error: httpx.HTTPError) -> RequestFailed:
@@ -336,18 +341,25 @@ def _disconnected(error: httpx.HTTPError) -> RequestFailed:
 
 
 def _malformed(expected: str, found: Any) -> RequestFailed:
-    return RequestFailed(f"malformed reply: expected {expected}, found {str(found)[:80]!r}", again=True)
+    return RequestFailed(f"malformed reply: expected {expected}, found {_shown(found, repr)}", again=True)
+
+
+def _shown(value: Any, how: Callable[[Any], str] = str) -> str:
+    try:
+        return how(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deep"
 
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
         reply = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: brackets nested thousands deep
         raise _malformed("JSON", content.decode(errors="replace")) from None
     if not isinstance(reply, dict):
         raise _malformed("an object", reply)
     if "error" in reply and reply["error"] is not None:  # how a stream that has begun reports a failure
-        raise RequestFailed(f"the server failed: {' '.join(str(reply['error']).split())[:300]}", again=True)
+        raise RequestFailed(f"the server failed: {_shown(reply['error'])}", again=True)
     return reply
 
 

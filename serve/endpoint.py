@@ -1,6 +1,7 @@
 """Where an OpenAI-compatible server is and how to talk to it."""
 
 import ipaddress
+import json
 from dataclasses import dataclass, field
 
 import httpx
@@ -14,7 +15,11 @@ class Endpoint:
 
     base_url: str  # with the version, as every OpenAI client writes it: http://127.0.0.1:8000/v1
     model: str  # the name the server knows the model by
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)  # white space around it is left out
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a key that no HTTP header can carry."""
+        object.__setattr__(self, "api_key", clean_key(self.api_key, f"API key for {self.base_url}"))
 
     @property
     def root_url(self) -> str:
@@ -35,12 +40,30 @@ class Endpoint:
             return host != "localhost"
 
     def hide_key(self, text: str) -> str:
-        """`text` without the key: servers quote it back in their errors."""
-        return text.replace(self.api_key, "***") if self.api_key else text
+        """`text` without the key: servers quote it back in their errors. Hide it first, then cut the text short."""
+        if self.api_key:
+            for form in (self.api_key, json.dumps(self.api_key)[1:-1], repr(self.api_key)[1:-1]):
+                text = text.replace(form, "***")
+        return text
+
+
+def clean_key(key: str | None, where: str) -> str | None:
+    """The key without white space around it, None when nothing is left. Raises InputError, which names only `where`."""
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError(f"{where}: expected printable ASCII without spaces")
+    return key or None
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
     """Ask the server for its models. Raises InputError when it is out of reach, refuses the key or lacks the model."""
+    try:
+        _check(endpoint)
+    except InputError as error:
+        raise InputError(endpoint.hide_key(str(error))) from None
+
+
+def _check(endpoint: Endpoint) -> None:
     where = f"endpoint {endpoint.base_url}"
     try:
         reply = httpx.get(
@@ -50,18 +73,15 @@ def check_endpoint(endpoint: Endpoint) -> None:
             trust_env=endpoint.trust_env,
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputError(
-            f"{where}: cannot be reached ({endpoint.hide_key(str(error)) or type(error).__name__})"
-        ) from None
+        raise InputError(f"{where}: cannot be reached ({error or type(error).__name__})") from None
     if reply.status_code in (401, 403):
         raise InputError(f"{where}: refuses the API key (HTTP {reply.status_code})")
     if reply.status_code == 404:
         return  # some gateways serve completions but no list
     try:
         names = [str(entry["id"]) for entry in reply.raise_for_status().json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{where}: expected a list of models at /models, found HTTP {reply.status_code} {reply.text[:80]!r}"
-        ) from None
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+        found = f"HTTP {reply.status_code} {endpoint.hide_key(reply.text)[:80]!r}"
+        raise InputError(f"{where}: expected a list of models at /models, found {found}") from None
     if endpoint.model not in names:
         raise unknown_name(f"model at {endpoint.base_url}", endpoint.model, names)

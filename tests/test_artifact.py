@@ -233,3 +233,30 @@ def test_who_waited_for_one_that_failed_makes_the_folder_anew(tmp_path):
         thread.join(timeout=60)
     assert not errors and len(made) == 1
     assert (path / "manifest.json").is_file()
+
+
+def test_what_was_paid_for_is_deleted_only_when_the_manifest_is_there(tmp_path, monkeypatch):
+    def no_space(path, value):
+        raise OSError(28, "No space left on device")
+
+    with artifact.workspace(tmp_path / "a", "thing", {"x": 1}) as work:
+        (work.path / "journal").write_text("paid for")
+        (work.path / "checkpoints").mkdir()
+        (work.path / "checkpoints" / "one").write_text("paid for, too")
+        (work.path / "result").write_text("r")
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(artifact, "write_json", no_space)
+            work.commit({}, remove=("journal", "checkpoints"))
+        assert (work.path / "journal").read_text() == "paid for"
+        made = work.commit({}, remove=("journal", "checkpoints"))
+    assert list(made.files) == ["result"]
+    assert not (tmp_path / "a" / "journal").exists() and not (tmp_path / "a" / "checkpoints").exists()
+
+
+def test_a_start_that_fails_leaves_a_folder_of_the_users_as_it_was(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError), artifact.workspace(tmp_path / "mine", "thing", {"x": 1}):
+        raise InputError("bad input")
+    assert list((tmp_path / "mine").iterdir()) == []
+    with artifact.workspace(tmp_path / "mine", "thing", {"x": 2}) as work:  # other settings are welcome
+        work.commit({})

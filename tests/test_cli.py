@@ -132,6 +132,9 @@ CASES = {
     "evaluate {empty_folder} --out {out}": "--tasks",
     GENERATE + " --tasks ad=3": "unknown task 'ad': did you mean 'add'",
     GENERATE + " --tasks add": "add",
+    GENERATE
+    + " --tasks add=3 --teacher http://127.0.0.1:9/v1 --model m --usd-per-million-input -1": "usd_per_million_in",
+    IMPORT + " {malformed.jsonl} --splits trian": "unknown splits 'trian': did you mean 'train'",
     GENERATE + " --tasks add=many": "add: .*valid integer.*found 'many'",
     GENERATE + " --tasks max=99999": "there are only 5040 in all splits",
     GENERATE + " --tasks add=3 --split tset": "split",

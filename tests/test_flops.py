@@ -102,5 +102,9 @@ def test_hardware_by_name():
     for name, row in hardware_table().items():
         assert hardware(name) == row and row.price_usd_per_hour > 0 and row.source and row.date
         assert row.usd(3600) == pytest.approx(row.price_usd_per_hour)
+        for threads in (1, 2, 3, 64):
+            share = 1 if row.cores is None else min(1, threads / row.cores)
+            assert row.usd(3600, threads) == pytest.approx(row.price_usd_per_hour * share)
+    assert hardware("cpu-2core").cores == 2 and hardware("h200-sxm").cores is None
     with pytest.raises(InputError, match=r"unknown hardware 'h200'.*h200-sxm"):
         hardware("h200")

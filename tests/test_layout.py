@@ -28,7 +28,7 @@ ARROWS = {
     "doctor": {"kernels"},
     "cli": {"study", "bench", "doctor"},
 }
-LEAVES = {"artifact", "settings", "flops", "report", "errors", "console", "process"}
+LEAVES = {"artifact", "settings", "flops", "report", "errors", "console", "process", "journal", "hub"}
 
 
 def sources():

@@ -45,7 +45,8 @@ class Parts:
 
 
 def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
-    """Split what a student generated. Reasoning ends with the last closing tag; an open think block has no answer."""
+    """Split what a student generated: thinking is what think blocks hold, the answer is the rest. With tags of several
+    tokens the answer is what follows the last closing tag. A think block left open has no answer."""
     if chat.think_open_id is not None and chat.think_close_id is not None:
         thinking_ids, answer_ids, closed = split_thinking(
             token_ids, chat.think_open_id, chat.think_close_id, opened=chat.prompt_opens_thinking
@@ -54,7 +55,8 @@ def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
         thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids)
     tags = {chat.think_open_id, chat.think_close_id}
     thinking = chat.tokenizer.decode([i for i in thinking_ids if i not in tags], skip_special_tokens=False)
-    answer = chat.tokenizer.decode([i for i in answer_ids if i != chat.end_of_turn], skip_special_tokens=False)
+    ends = {chat.end_of_turn, chat.tokenizer.eos_token_id, chat.tokenizer.pad_token_id}
+    answer = chat.tokenizer.decode([i for i in answer_ids if i not in ends], skip_special_tokens=False)
     return Parts(
         thinking=thinking.removeprefix(chat.think.opening).removesuffix(chat.think.closing).strip(),
         answer=answer.strip(),
@@ -72,6 +74,8 @@ def _split_by_text(chat: ChatFormat, token_ids: list[int]) -> tuple[list[int], l
     if chat.think.closing not in whole:
         thinking = chat.prompt_opens_thinking or chat.think.opening in whole
         return (token_ids, [], False) if thinking else ([], token_ids, None)
+    if chat.think.opening in whole.rpartition(chat.think.closing)[2]:
+        return token_ids, [], False  # opened again and never closed: what follows is no answer
     count = whole.count(chat.think.closing)
     low, high = 1, len(token_ids)
     while low < high:  # the number of tags in a prefix only grows with it

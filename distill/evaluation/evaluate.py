@@ -26,6 +26,7 @@ from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.flops import ModelShape
 from distill.packing.chat import ChatFormat, ThinkFormat
 from distill.serve import Endpoint, Server, ServerSettings
+from distill.settings import validate
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
 from distill.tasks.task import Metric, Task
@@ -75,13 +76,14 @@ def load_subject(folder: Path) -> Subject:
     if (folder / artifact.RECIPE).exists():
         identity: dict[str, Any] = {"student": artifact.read(folder, "student", made_by="distill train").key}
     else:
-        names = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-        identity = {"files": {file.name: artifact.file_sha256(file) for file in names}}
+        identity = {"files": artifact.folder_identity(folder)}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        ModelShape.from_config(config)  # a shape that cannot be priced is said now, not after all answers are there
+    except Exception as error:  # a damaged folder makes transformers raise almost anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder}: cannot be loaded ({reason})") from None
     return Subject(folder, ChatFormat(tokenizer, ThinkFormat.load(folder), source=str(folder)), config, identity)
 
 
@@ -111,14 +113,14 @@ def evaluate(
                 generate_transformers(student, missing, settings, subject.chat, journal)
             elif missing:
                 with reachable_server(
-                    endpoint, subject, work.path / "server.log", positions=longest, threads=threads, port=port
+                    endpoint, subject, server_log(out), positions=longest, threads=threads, port=port
                 ) as reachable:
                     generate_vllm(reachable, missing, settings, subject.chat, journal)
         answers = grade(asked, subject, prompts, journal.outputs)
         grades = summarise(asked, answers, ModelShape.from_config(subject.config))
         write_answers(work.path / "answers.parquet", answers)
         artifact.write_json(work.path / "grades.json", grades)
-        return work.commit(grades, remove=(JOURNAL, "server.log"))
+        return work.commit(grades, remove=(JOURNAL,))
 
 
 def evaluation_recipe(settings: EvaluateSettings, subject: Subject, asked: list[Asked]) -> dict[str, Any]:
@@ -127,10 +129,16 @@ def evaluation_recipe(settings: EvaluateSettings, subject: Subject, asked: list[
         "settings": settings.model_dump(mode="json"),
         "student": subject.identity,
         "tasks": {a.task.name: a.task.revision for a in asked},
+        "rendered": subject.chat.rendered,
         "engine": engine_version(settings.engine),
         "dtype": subject.dtype,
         "grading_version": GRADING_VERSION,
     }
+
+
+def server_log(out: Path) -> Path:
+    """Beside the folder, not in it: a failed start must leave nothing that looks like work."""
+    return out.with_name(f"{out.name}.server.log")
 
 
 @contextmanager
@@ -147,9 +155,11 @@ def reachable_server(
     if endpoint is not None:
         yield endpoint()
         return
-    settings = ServerSettings(dtype=subject.dtype, max_model_len=positions, threads=threads, port=port)
+    values = {"dtype": subject.dtype, "max_model_len": positions, "threads": threads, "port": port}
+    settings = validate(ServerSettings, values, source="command line")
     with Server(str(subject.folder), settings, log) as server:
         yield server.endpoint
+    log.unlink(missing_ok=True)  # of interest only when something failed
 
 
 def prompt_ids(subject: Subject, asked: list[Asked]) -> dict[str, list[int]]:

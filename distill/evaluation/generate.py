@@ -1,11 +1,9 @@
 """A student's raw outputs: token ids for every question, through vLLM, each durable once it is there."""
 
 import asyncio
-import json
-import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from distill import console
 from distill.errors import InputError
 from distill.evaluation.settings import EvaluateSettings
+from distill.journal import Journal as JsonJournal
 from distill.packing.chat import ChatFormat
 from distill.serve import Completion, Endpoint, SamplingSettings, complete
 
@@ -32,39 +31,22 @@ class Output:
     seconds: float
 
 
-class Journal:
-    """Finished outputs by question id, one JSON line each. A torn last line is what a kill leaves; it is cut off."""
+class Journal(JsonJournal):
+    """Finished outputs by question id."""
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path)
         self.outputs: dict[str, Output] = {}
-        whole = b""
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-            if not line.endswith(b"\n"):
-                break
+        for question in self:
             try:
-                row = json.loads(line)
-                self.outputs[row["id"]] = Output(row["token_ids"], row["finish_reason"], row["seconds"])
-            except (ValueError, KeyError, TypeError):
-                break
-            whole += line
-        # Not opened for writing from the start: a kill before the lines are back would lose them.
-        self.file = open(path, "ab")  # noqa: SIM115 - closed by __exit__
-        self.file.truncate(len(whole))
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+                self.outputs[question] = Output(**self.get(question))
+            except TypeError:
+                raise InputError(f"{path}: damaged at {question!r}; delete its line and run again") from None
 
     def add(self, question: str, output: Output) -> None:
+        """Keep an output. Raises InputError when it cannot be written."""
+        self.append(question, asdict(output))
         self.outputs[question] = output
-        row = {"id": question, "token_ids": output.token_ids, "finish_reason": output.finish_reason}
-        self.file.write(json.dumps({**row, "seconds": output.seconds}).encode() + b"\n")
-        self.file.flush()
 
 
 def generate_vllm(

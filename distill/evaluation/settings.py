@@ -13,7 +13,7 @@ class Questions(Settings):
     task: str
     count: int = Field(300, ge=1)
     split: Literal["train", "validation", "test"] = "test"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 class EvaluateSettings(Settings):
@@ -24,4 +24,4 @@ class EvaluateSettings(Settings):
     max_tokens: int = Field(512, ge=1, description="generation limit; an answer that hits it is unfinished, and wrong")
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)

@@ -53,6 +53,8 @@ def content(pair: Pair, mode: Mode, answers: Answers) -> tuple[str, str]:
     """
     trace = pair.trace(mode)
     if answers == "gold":
+        if not pair.problem.gold:
+            raise InputError(f"{pair.problem.id}: has no gold answer, which --answers gold needs")
         return trace.reasoning, pair.problem.gold
     if answers == "stripped":
         return trace.reasoning, pair.reasoning.answer

@@ -11,12 +11,14 @@ Prompt and target are tokenized apart, as they are when a server continues a pro
 not work is refused with the reason.
 """
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from distill.artifact import read_json, write_json
 from distill.errors import InputError
+from distill.settings import Settings, validate
 
 LABELLING_VERSION = 1  # part of every key: raise it when rendering or masking changes
 
@@ -24,12 +26,11 @@ FORMAT_FILE = "distill_chat.json"
 _MARKER = "MARKER7f3aMARKER"
 
 
-@dataclass(frozen=True)
-class ThinkFormat:
+class ThinkFormat(Settings):
     """What marks reasoning in a student's output. Written beside its weights as distill_chat.json."""
 
-    opening: str = "<think>"
-    closing: str = "</think>"
+    opening: str = Field("<think>", min_length=1)
+    closing: str = Field("</think>", min_length=1)
     after_opening: str = "\n"
     before_closing: str = "\n"
     after_closing: str = "\n\n"
@@ -38,18 +39,13 @@ class ThinkFormat:
         return f"{self.opening}{self.after_opening}{reasoning}{self.before_closing}{self.closing}{self.after_closing}{answer}"
 
     def save(self, folder: Path) -> None:
-        write_json(folder / FORMAT_FILE, asdict(self))
+        write_json(folder / FORMAT_FILE, self.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> "ThinkFormat":
-        """From a student's folder; the default when the folder has none."""
+        """From a student's folder; the default when the folder has none. Raises InputError."""
         path = folder / FORMAT_FILE
-        if not path.is_file():
-            return cls()
-        try:
-            return cls(**read_json(path))
-        except TypeError as error:
-            raise InputError(f"{path}: not a think format ({error})") from None
+        return validate(cls, read_json(path), source=str(path)) if path.is_file() else cls()
 
 
 COMPACT = ThinkFormat(after_opening="", before_closing="", after_closing="")  # from-scratch students: no white space
@@ -84,6 +80,7 @@ class ChatFormat:
                 f"{source}: the chat template's generation prompt {prompt[-40:]!r} is not how an assistant turn begins "
                 f"({before[-40:]!r}), so the supervised part cannot be told"
             )
+        self.rendered = prompt + whole  # for keys: a template may print the date, or change with a library
         self.end_of_turn = self._end_of_turn(after)
         self.think_close_id = self._single_id(think.closing)
         self.think_open_id = self._single_id(think.opening)

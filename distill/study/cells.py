@@ -19,7 +19,7 @@ class Cell:
 
     @property
     def seeds(self) -> list[int]:
-        return self.arm.seeds if self.arm.seeds is not None else self.size.seeds
+        return self.arm.seeds_in(self.size)
 
     def students(self) -> list["Member"]:
         return [Member(self, seed) for seed in self.seeds]
@@ -42,22 +42,9 @@ class Member:
         return f"{self.cell.size.name}-reasoning-seed{self.seed}" if self.cell.arm.match == "tokens" else None
 
     def train_settings(self, settings: StudySettings, tokens: int | None) -> TrainSettings:
-        return TrainSettings(
-            student=self.cell.size.student,
-            arm=self.cell.arm.arm,
-            answers=self.cell.arm.answers,
-            seed=self.seed,
-            learning_rate=self.cell.size.learning_rate,
-            tokens=tokens,
-            **settings.training.model_dump(),
-        )
+        return settings.train_settings(self.cell.size, self.cell.arm, self.seed, tokens)
 
 
 def cells(settings: StudySettings) -> list[Cell]:
     """Every cell of the grid, sizes first, arms in the preset's order."""
-    return [
-        Cell(size, arm)
-        for size in settings.students
-        for arm in settings.arms
-        if arm.students is None or size.name in arm.students
-    ]
+    return [Cell(size, arm) for size in settings.students for arm in settings.arms if arm.seeds_in(size)]

@@ -2,14 +2,16 @@
 
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill import console
 from distill.errors import InputError
 from distill.process import child_environment, die_with_parent, distill_command
+from distill.serve import Server
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class JobFailed(Exception):
 
 @dataclass
 class Children:
-    """The processes that jobs have started, so that an interrupted study takes them along."""
+    """The processes and servers that jobs have started, so that an interrupted study takes them along."""
 
     running: set[subprocess.Popen] = field(default_factory=set)
+    servers: list[Server] = field(default_factory=list)
+    stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, arguments: list[str], log: Path, threads: int) -> None:
@@ -37,6 +41,7 @@ class Children:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             with self.lock:
+                self._require_going_on()
                 child = subprocess.Popen(
                     distill_command(*arguments),
                     stdout=file,
@@ -54,14 +59,43 @@ class Children:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise JobFailed(f"{lines[-1] if lines else f'exit code {code}'} (log: {log})")
 
-    def terminate(self) -> None:
+    @contextmanager
+    def serving(self, server: Server) -> Iterator[Server]:
+        """The server, started, until the block ends or `terminate` is called."""
         with self.lock:
+            self._require_going_on()
+            self.servers.append(server)
+        try:
+            with server:
+                with self.lock:
+                    self._require_going_on()  # told to stop in the moment before there was a process to take down
+                yield server
+        finally:
+            self.servers.remove(server)
+
+    def terminate(self) -> None:
+        """Take everything down, for good: what jobs start from now on fails with JobFailed.
+
+        A request to a server that is gone fails at once, so a job that was asking ends without its answers.
+        """
+        with self.lock:
+            self.stopped = True
             for child in list(self.running):
                 child.terminate()
+            servers = list(self.servers)
+        for server in servers:
+            server.stop()
+
+    def _require_going_on(self) -> None:
+        if self.stopped:
+            raise JobFailed("the study was stopped")
 
 
 def run_jobs(jobs: list[Job], *, workers: int, children: Children) -> dict[str, str]:
-    """Run every job that can be run. Returns {name: reason} of those that failed or depended on one that did."""
+    """Run every job that can be run. Returns {name: reason} of those that failed or depended on one that did.
+
+    Raises ValueError when jobs wait for what is no job, or for each other.
+    """
     failures: dict[str, str] = {}
     waiting, running = list(jobs), dict[Future, Job]()
     done: set[str] = set()
@@ -69,6 +103,7 @@ def run_jobs(jobs: list[Job], *, workers: int, children: Children) -> dict[str, 
         task = bar.add_task("study", total=len(jobs), now="")
         try:
             while waiting or running:
+                found = len(waiting)
                 for job in list(waiting):
                     broken = [name for name in job.after if name in failures]
                     if broken:
@@ -79,6 +114,9 @@ def run_jobs(jobs: list[Job], *, workers: int, children: Children) -> dict[str, 
                         running[pool.submit(job.action)] = job
                         waiting.remove(job)
                 bar.update(task, now=", ".join(job.name for job in running.values()))
+                if not running and waiting and len(waiting) == found:
+                    wanted = sorted({name for job in waiting for name in job.after} - done)
+                    raise ValueError(f"jobs wait for what nobody makes: {', '.join(wanted)}")
                 if not running:
                     continue
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

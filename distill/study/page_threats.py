@@ -71,7 +71,7 @@ def _seeds(results: dict) -> Check | None:
     return Check(
         "Training seeds",
         f"{len(few)} of {len(contrasts)} contrasts rest on fewer than three training seeds "
-        f"({_listed(c['id'] for c in few)}). They speak of these trained students, not of reasoning: training again could "
+        f"({_listed(c['id'] for c in few)}). They speak of these trained students, not of how they were trained: training again could "
         "move them by more than their interval.",
         concern=True,
     )
@@ -105,10 +105,17 @@ def _matching(results: dict) -> Check | None:
     contrasts = results.get("contrasts") or []
     primary = [c for c in contrasts if c.get("primary")]
     by_samples = [c for c in primary if c.get("matched_on") == "samples"]
+    if any(c.get("matched_on") == "nothing" for c in primary):
+        return Check(
+            "What the arms were matched on",
+            "The verdicts compare arms that were matched on neither examples nor training tokens: a difference may be "
+            "that of how much they saw.",
+            concern=True,
+        )
     if not by_samples:
         return None
     factors = [c["training_tokens_factor"] for c in by_samples if c.get("training_tokens_factor") is not None]
-    spent = f" and so train on up to {times(max(factors))} the tokens" if factors else ""
+    spent = f", and up to {times(max(factors))} the training tokens" if factors else ""
     others = [c for c in contrasts if c.get("matched_on") == "tokens"]
     beside = (
         "At matched training tokens: "
@@ -119,7 +126,7 @@ def _matching(results: dict) -> Check | None:
     )
     return Check(
         "What the arms were matched on",
-        f"The verdicts compare arms that saw the same examples; reasoning answers are longer{spent}. {beside}",
+        f"The verdicts compare arms that saw the same examples, with answers of different length{spent}. {beside}",
         concern=not others or any(factor > 1.5 for factor in factors),
     )
 
@@ -241,11 +248,12 @@ def _price(results: dict) -> Check | None:
     hardware = results.get("hardware")
     if not hardware or hardware.get("price_usd_per_hour") is None:
         return None
+    share = f", by the share of its {hardware['cores']} cores that was used" if hardware.get("cores") else ""
     note = " The price is illustrative: nobody was billed it." if hardware.get("illustrative") else ""
     return Check(
         "Prices and times",
         f"Prices are measured seconds at ${hardware['price_usd_per_hour']:,.2f} an hour "
-        f"({hardware.get('name') or 'unnamed'}).{note} Seconds depend on the machine and on what else it was doing; FLOPs and tokens do not.",
+        f"({hardware.get('name') or 'unnamed'}){share}.{note} Seconds depend on the machine and on what else it was doing; FLOPs and tokens do not.",
         concern=False,
     )
 

@@ -5,7 +5,7 @@ Everything that depends on a clock lies under a key named `measured`; the rest i
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from distill.evaluation.settings import Questions
 from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, Sample, paired_difference, resample, score
 from distill.flops import Hardware, hardware
 from distill.study.cells import Cell, cells
-from distill.study.settings import ContrastRow, StudySettings
+from distill.study.settings import ArmRow, ContrastRow, StudySettings
 
 SCHEMA = "distill-results/1"
 
@@ -45,7 +45,21 @@ class MemberOutcome:
 
     @cached_property
     def load(self) -> dict[str, Any]:
-        return read_json(self.profile.path / "profile.json")["tasks"]
+        """profile.json: `threads` of the server, and `tasks`."""
+        return read_json(self.profile.path / "profile.json")
+
+    def seconds_per_answer(self, task: str) -> float | None:
+        """At the highest concurrency; None when nothing was answered there."""
+        level = max(self.load["tasks"][task]["levels"], key=lambda level: level["concurrency"])
+        return level["measured"]["duration_s"] / level["completed"] if level["completed"] else None
+
+    def usd_per_answer(self, task: str, device: Hardware) -> float | None:
+        seconds = self.seconds_per_answer(task)
+        return None if seconds is None else device.usd(seconds, self.load.get("threads") or 1)
+
+    def training_usd(self, device: Hardware) -> float:
+        measured = self.student.summary["measured"]
+        return device.usd(measured["seconds"], measured["threads"])
 
 
 def build_results(
@@ -54,16 +68,12 @@ def build_results(
     failures: dict[str, str],
     *,
     command: str,
-    machine_share: float,
 ) -> dict[str, Any]:
-    """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out.
-
-    `machine_share`: the share of the priced machine that one job had.
-    """
+    """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out."""
     device = hardware(settings.hardware)
     asked = ask([Questions(task=row.task, count=row.test, seed=settings.data_seed) for row in settings.tasks])
     grid = {cell.id: cell for cell in cells(settings)}
-    found = {name: _Found(cell, outcomes, asked, device, machine_share) for name, cell in grid.items()}
+    found = {name: _Found(cell, outcomes, asked, device) for name, cell in grid.items()}
     found = {name: f for name, f in found.items() if f.members}
     contrasts = [
         _contrast(settings, row, size.name, a, metric, found)
@@ -82,7 +92,7 @@ def build_results(
         "command": command,
         "preset": settings.model_dump(mode="json"),
         "environment": _environment(),
-        "hardware": {**asdict(device), "machine_share": machine_share},
+        "hardware": asdict(device),
         "margin_points": settings.margin_points,
         "confidence": settings.confidence,
         "teacher": {
@@ -120,7 +130,6 @@ class _Found:
     outcomes: dict[str, MemberOutcome]
     asked: list[Asked]
     device: Hardware
-    machine_share: float
     _resampled: dict[tuple[str, str], dict[int, Sample]] = field(default_factory=dict)
 
     @cached_property
@@ -128,9 +137,9 @@ class _Found:
         """By seed."""
         return {m.seed: self.outcomes[m.id] for m in self.cell.students() if m.id in self.outcomes}
 
-    def mean(self, value: Callable[[MemberOutcome], float | None]) -> float | None:
-        """The mean over seeds; None when any seed has none."""
-        values = [value(m) for m in self.members.values()]
+    def mean(self, value: Callable[[MemberOutcome], float | None], seeds: Iterable[int] | None = None) -> float | None:
+        """The mean over `seeds`, all if not given; None when any of them has none."""
+        values = [value(self.members[seed]) for seed in (self.members if seeds is None else seeds)]
         return None if any(v is None for v in values) else float(np.mean(values))
 
     def samples(self, a: Asked, metric: str, seeds: list[int] | None = None) -> list[Sample]:
@@ -146,16 +155,13 @@ class _Found:
             }
         return [self._resampled[key][seed] for seed in (self.members if seeds is None else seeds)]
 
-    def usd(self, seconds: float) -> float:
-        return self.device.usd(seconds) * self.machine_share
-
     def describe(self, confidence: float) -> dict[str, Any]:
         counted = ("flops", "tokens", "supervised_tokens", "examples", "steps")
         timed = ("seconds", "tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_rss_bytes")
         first = next(iter(self.members.values()))
         training = {name: self.mean(lambda m, n=name: m.student.summary[n]) for name in counted}
         measured = {name: self.mean(lambda m, n=name: m.student.summary["measured"][n]) for name in timed}
-        measured["usd"] = self.usd(measured["seconds"])
+        measured["usd"] = self.mean(lambda m: m.training_usd(self.device))
         return {
             "id": self.cell.id,
             "arm": self.cell.arm.arm,
@@ -182,11 +188,13 @@ class _Found:
             samples = self.samples(a, metric)
             interval = score(samples, confidence=confidence)
             metrics[metric] = {**asdict(interval), "per_seed": [sample.value for sample in samples]}
-        # Priced at the highest concurrency: seconds of the machine's share an answer, and all of them over right ones.
-        seconds = self.mean(lambda m: _seconds_per_answer(m.load[name]["levels"][-1]))
-        accuracy = metrics["accuracy"]["value"]
-        per_correct = seconds / accuracy if seconds is not None and accuracy > 0 else None
+        seconds = self.mean(lambda m: m.seconds_per_answer(name))
+        usd = self.mean(lambda m: m.usd_per_answer(name, self.device))
+        thousand = None if usd is None else 1000 * usd
         flops = graded("flops_per_answer")
+        accuracy = metrics["accuracy"]["value"]
+        # All that was spent, over the right ones.
+        per_correct = lambda spent: spent / accuracy if spent is not None and accuracy > 0 else None  # noqa: E731
         return {
             "metrics": metrics,
             "n_questions": len(a.problems),
@@ -196,12 +204,12 @@ class _Found:
             "tokens_per_answer": tokens,
             "inference": {
                 "flops_per_answer": flops,
-                "flops_per_correct": flops / accuracy if accuracy > 0 else None,
+                "flops_per_correct": per_correct(flops),
                 "measured": {
                     "seconds_per_answer": seconds,
-                    "usd_per_1000_answers": None if seconds is None else 1000 * self.usd(seconds),
-                    "seconds_per_correct": per_correct,
-                    "usd_per_1000_correct": None if per_correct is None else 1000 * self.usd(per_correct),
+                    "usd_per_1000_answers": thousand,
+                    "seconds_per_correct": per_correct(seconds),
+                    "usd_per_1000_correct": per_correct(thousand),
                 },
             },
         }
@@ -220,13 +228,9 @@ class _Found:
                     "output_tokens_per_second": level["measured"]["output_tokens_per_s"],
                 },
             }
-            for task, result in first.load.items()
+            for task, result in first.load["tasks"].items()
             for level in result["levels"]
         ]
-
-
-def _seconds_per_answer(level: dict[str, Any]) -> float | None:
-    return level["measured"]["duration_s"] / level["completed"] if level["completed"] else None
 
 
 def _milliseconds(values: dict[str, float] | None) -> dict[str, float] | None:
@@ -241,11 +245,9 @@ def _contrast(
     samples = treatment.samples(a, metric, seeds), control.samples(a, metric, seeds)
     points = _points(paired_difference(*samples, confidence=settings.confidence))
     per_seed = [100 * (t.value - c.value) for t, c in zip(*samples, strict=True)]
-    tokens = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["tokens_per_answer"]["total"])  # noqa: E731
-    flops = lambda f: f.mean(lambda m: m.evaluation.summary[a.task.name]["flops_per_answer"])  # noqa: E731
-    trained = lambda f: f.mean(lambda m: m.student.summary["tokens"])  # noqa: E731
-    verdict = decide(points, settings.margin_points)
-    enough_seeds = len(seeds) >= SEEDS_FOR_A_CLAIM
+    factor = lambda value: treatment.mean(value, seeds) / control.mean(value, seeds)  # noqa: E731
+    answered = lambda m: m.evaluation.summary[a.task.name]  # noqa: E731
+    in_general = "reasoning" if _on_reasoning(treatment.cell.arm, control.cell.arm) else "these arms"
     contrast = {
         "id": f"{a.task.name}/{size}/{metric}/{row.treatment}-vs-{row.control}",
         "task": a.task.name,
@@ -253,19 +255,35 @@ def _contrast(
         "metric": metric,
         "treatment": treatment.cell.id,
         "control": control.cell.id,
-        "matched_on": control.cell.arm.match,
+        "matched_on": _matched_on(treatment.cell.arm, control.cell.arm),
         "difference_points": asdict(points),
         "per_seed": per_seed,
         "n_seeds": len(seeds),
         "n_questions": len(a.problems),
-        "subject": "reasoning" if enough_seeds else "these trained students",
-        "token_factor": tokens(treatment) / tokens(control),
-        "flops_factor": flops(treatment) / flops(control),
-        "training_tokens_factor": trained(treatment) / trained(control),
-        "verdict": verdict,
+        "subject": in_general if len(seeds) >= SEEDS_FOR_A_CLAIM else "these trained students",
+        "token_factor": factor(lambda m: answered(m)["tokens_per_answer"]["total"]),
+        "flops_factor": factor(lambda m: answered(m)["flops_per_answer"]),
+        "training_tokens_factor": factor(lambda m: m.student.summary["tokens"]),
+        "verdict": decide(points, settings.margin_points),
         "primary": metric == "accuracy" and row.verdict_size == size,
     }
-    return contrast | {"sentence": sentence(contrast, settings.margin_points, settings.confidence)}
+    said = sentence(contrast, settings.margin_points, settings.confidence, on_reasoning=in_general == "reasoning")
+    return contrast | {"sentence": said}
+
+
+def _on_reasoning(treatment: ArmRow, control: ArmRow) -> bool:
+    """Whether a contrast is about training on reasoning as such."""
+    return treatment.arm == "reasoning" and control.arm == "ift"
+
+
+def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
+    """`samples`: both saw the same examples. `tokens`: one saw as many tokens as the other. Else `nothing`."""
+    if treatment.match == control.match == "samples":
+        return "samples"
+    twin = any(
+        arm.name == "reasoning" for arm in (treatment, control)
+    )  # what every arm matched on tokens is matched to
+    return "tokens" if twin else "nothing"
 
 
 def _common_seeds(found: dict[str, _Found], size: str, row: ContrastRow) -> list[int]:
@@ -285,30 +303,42 @@ def decide(points: Interval, margin: float) -> str:
     return "does not pay" if points.high < margin else "cannot tell"
 
 
-def sentence(contrast: dict[str, Any], margin: float, confidence: float) -> str:
-    """One contrast as a person would say it."""
-    d, seeds = contrast["difference_points"], contrast["n_seeds"]
+def sentence(contrast: dict[str, Any], margin: float, confidence: float, *, on_reasoning: bool) -> str:
+    """One contrast as a person would say it.
+
+    `on_reasoning`: reasoning against ift, so that it speaks of reasoning; any other pair of arms is spoken of by name.
+    """
+    d, seeds, control = contrast["difference_points"], contrast["n_seeds"], contrast["control"]
+    narrow = contrast["subject"] == "these trained students"
+    if on_reasoning:
+        who = "reasoning, in these trained students," if narrow else "training on reasoning"
+        does, does_not, against = "pays", "does not pay", f" against {control}"
+    else:
+        who = f"{contrast['treatment']}, in these trained students," if narrow else contrast["treatment"]
+        does, does_not, against = f"beats {control} by the margin", f"does not beat {control} by the margin", ""
     what = {
-        "pays": "training on reasoning pays",
-        "does not pay": "training on reasoning does not pay",
-        "cannot tell": "this study cannot tell whether training on reasoning pays",
+        "pays": f"{who} {does}",
+        "does not pay": f"{who} {does_not}",
+        "cannot tell": f"this study cannot tell whether {who} {does}",
     }[contrast["verdict"]]
-    if contrast["subject"] != "reasoning":
-        what = what.replace("training on reasoning", "reasoning, in these trained students,")
     return (
-        f"On {contrast['task']}, {what}: {d['value']:+.1f} points of {contrast['metric']} against {contrast['control']} "
+        f"On {contrast['task']}, {what}: {d['value']:+.1f} points of {contrast['metric']}{against} "
         f"({confidence:.0%} interval {d['low']:+.1f} to {d['high']:+.1f}, margin {margin:g}; {contrast['n_questions']} "
         f"questions, {seeds} training seed{'s' if seeds > 1 else ''}) at {contrast['token_factor']:.1f}x the output tokens."
     )
 
 
 def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, _Found]) -> list[dict[str, Any]]:
-    """Two questions a task on which the verdict's arms differ, or else its first two, as every arm answered them."""
+    """Two questions a task on which the verdict's two arms differ, or else its first two, as both answered them.
+
+    Both students have the first training seed that the arms have in common.
+    """
     row = next(c for c in settings.contrasts if c.verdict_size is not None)
-    pair = [found.get(f"{row.verdict_size}-{arm}") for arm in (row.treatment, row.control)]
-    if None in pair:
+    seeds = _common_seeds(found, row.verdict_size, row)
+    if not seeds:
         return []
-    shown = [(f.cell.id, seed, f.members[seed]) for f in pair for seed in list(f.members)[:1]]
+    pair = [found[f"{row.verdict_size}-{arm}"] for arm in (row.treatment, row.control)]
+    shown = [(f.cell.id, seeds[0], f.members[seeds[0]]) for f in pair]
     examples = []
     for a in asked:
         answers = [member.answers[a.task.name] for _, _, member in shown]

@@ -4,16 +4,20 @@ out/
   traces-<key>/             the teacher's pairs
   students/<cell>-seed<n>-<key>/      trained students, ready for transformers and vLLM
   evaluations/..., profiles/...       their graded answers and their cost under load
+  declared.json             the questions, contrasts and margin, written before anything was run
   logs/                     what every child process printed
   results.json, report.html
 """
 
 import functools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +25,7 @@ from distill import artifact, console
 from distill.artifact import Artifact, content_key
 from distill.errors import InputError
 from distill.evaluation.evaluate import (
+    Asked,
     Subject,
     ask,
     evaluate,
@@ -37,7 +42,9 @@ from distill.evaluation.profile import (
 )
 from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.serve import Endpoint, Server, ServerSettings
+from distill.settings import validate
 from distill.study.cells import Member, cells
+from distill.study.declared import declare
 from distill.study.jobs import Children, Job, run_jobs
 from distill.study.report import write_report
 from distill.study.results import MemberOutcome, build_results
@@ -45,6 +52,7 @@ from distill.study.settings import StudySettings
 from distill.traces.generate import generate, generate_recipe
 from distill.traces.settings import GenerateSettings
 from distill.training.train import KIND as STUDENT
+from distill.training.train import Stopped
 from distill.training.train import recipe as train_recipe
 
 
@@ -61,15 +69,26 @@ class _Study:
     students: dict[str, Artifact] = field(default_factory=dict)
     outcomes: dict[str, MemberOutcome] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # The settings of every stage and every question, before anything runs: what they refuse is said now.
+        s, names = self.settings, [row.task for row in self.settings.tasks]
+        values: dict[str, Any] = {"tasks": {row.task: row.train for row in s.tasks}, "teacher": s.teacher}
+        self.wanted = validate(GenerateSettings, values | {"seed": s.data_seed}, source="traces")
+        values = {"questions": [{"task": row.task, "count": row.test, "seed": s.data_seed} for row in s.tasks]}
+        self.asked = validate(EvaluateSettings, values | s.evaluation.model_dump(), source="evaluation")
+        values = {"tasks": names, **s.serving.model_dump(exclude={"kv_cache_gib"}), **s.evaluation.model_dump()}
+        self.load = validate(StudentProfileSettings, values, source="serving")
+        ask([Questions(task=row.task, count=row.train, split="train", seed=s.data_seed) for row in s.tasks])
+        self.test: list[Asked] = ask(self.asked.questions)
+        self.validation: list[Asked] = ask(profile_questions(self.load))
+
     def make_traces(self) -> None:
-        s = self.settings
-        wanted = GenerateSettings(tasks={row.task: row.train for row in s.tasks}, teacher=s.teacher, seed=s.data_seed)
-        key = content_key("traces", generate_recipe(wanted))
-        self.traces = generate(wanted, self.out / f"traces-{key[:12]}")
+        key = content_key("traces", generate_recipe(self.wanted))
+        self.traces = generate(self.wanted, self.out / f"traces-{key[:12]}")
 
     def train(self, member: Member) -> None:
-        twin = self.students.get(member.token_twin) if member.token_twin else None
-        wanted = member.train_settings(self.settings, twin.summary["tokens"] if twin else None)
+        tokens = self.students[member.token_twin].summary["tokens"] if member.token_twin else None
+        wanted = member.train_settings(self.settings, tokens)
         key = content_key(STUDENT, train_recipe(wanted, self.traces.key))
         folder = self.out / "students" / f"{member.id}-{key[:12]}"
         if not (folder / artifact.MANIFEST).is_file():
@@ -84,33 +103,23 @@ class _Study:
 
     def serve(self, member: Member) -> None:
         """Ask the student its questions and put it under load, with one server for both."""
-        s, student = self.settings, self.students[member.id]
-        asked = EvaluateSettings(
-            questions=[Questions(task=row.task, count=row.test, seed=s.data_seed) for row in s.tasks],
-            **s.evaluation.model_dump(),
-        )
-        load = StudentProfileSettings(
-            tasks=[row.task for row in s.tasks],
-            **s.serving.model_dump(exclude={"kv_cache_gib"}),
-            **s.evaluation.model_dump(),
-        )
+        student = self.students[member.id]
         subject = load_subject(student.path)
-        test, validation = ask(asked.questions), ask(profile_questions(load))
         positions = max(
-            positions_needed(subject, prompt_ids(subject, questions), s.evaluation.max_tokens)
-            for questions in (test, validation)
+            positions_needed(subject, prompt_ids(subject, questions), self.settings.evaluation.max_tokens)
+            for questions in (self.test, self.validation)
         )
         keys = (
-            content_key("evaluation", evaluation_recipe(asked, subject, test)),
-            content_key("profile", profile_recipe(load, subject)),
+            content_key("evaluation", evaluation_recipe(self.asked, subject, self.test)),
+            content_key("profile", profile_recipe(self.load, subject, self.validation, self.threads)),
         )
         folders = [
             self.out / kind / f"{member.id}-{key[:12]}"
             for kind, key in zip(("evaluations", "profiles"), keys, strict=True)
         ]
         with self._server_when_needed(member, subject, positions) as endpoint:
-            evaluation = evaluate(asked, student.path, folders[0], endpoint=endpoint)
-            profile = profile_student(load, student.path, folders[1], endpoint=endpoint)
+            evaluation = evaluate(self.asked, student.path, folders[0], endpoint=endpoint)
+            profile = profile_student(self.load, student.path, folders[1], endpoint=endpoint, threads=self.threads)
         self.outcomes[member.id] = MemberOutcome(student, evaluation, profile)
 
     @contextmanager
@@ -124,35 +133,42 @@ class _Study:
             kv_cache_gib=self.settings.serving.kv_cache_gib,
         )
 
-        def endpoint() -> Endpoint:
-            if not started:
-                log = self.out / "logs" / f"{member.id}.server.log"
-                log.parent.mkdir(parents=True, exist_ok=True)
-                server = Server(str(subject.folder), settings, log)
-                server.__enter__()
-                started.append(server)
-            return started[0].endpoint
+        with ExitStack() as stack:
 
-        try:
+            def endpoint() -> Endpoint:
+                if not started:
+                    log = self.out / "logs" / f"{member.id}.server.log"
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    server = Server(str(subject.folder), settings, log)
+                    started.append(stack.enter_context(self.children.serving(server)))
+                return started[0].endpoint
+
             yield endpoint
-        finally:
-            for server in started:
-                server.__exit__(None, None, None)
 
 
 def run(settings: StudySettings, out: Path, *, command: str, workers: int | None = None) -> Path:
-    """Run a study, or what is missing of it; returns the folder. Raises InputError when it cannot start.
+    """Run a study, or what is missing of it; returns the folder. Raises InputError when it cannot start, Stopped on Ctrl-C or SIGTERM.
 
     `command`: how to run it again, for the report. `workers`: jobs at a time. On a CPU one a core, each single-threaded; on a GPU one.
     """
     gpu = torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0))
-    workers = workers or (1 if gpu else cores)
+    if workers is None:
+        workers = 1 if gpu else cores
+    if workers < 1:
+        raise InputError(f"workers: expected at least 1, found {workers}")
     study = _Study(settings, out, workers, max(1, cores // workers))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    declare(settings, out)
+    with _stop_requests():
+        return _run(study, command)
+
+
+def _run(study: _Study, command: str) -> Path:
+    settings, out = study.settings, study.out
     study.make_traces()
     members = [member for cell in cells(settings) for member in cell.students()]
     jobs = [
@@ -164,12 +180,30 @@ def run(settings: StudySettings, out: Path, *, command: str, workers: int | None
         for m in _longest_first(members)
     ]
     jobs += [Job(f"serve {m.id}", functools.partial(study.serve, m), after=(f"train {m.id}",)) for m in members]
-    failures = run_jobs(jobs, workers=workers, children=study.children)
+    failures = run_jobs(jobs, workers=study.workers, children=study.children)
     console.note("resampling for the intervals, writing results.json and report.html")
-    results = build_results(settings, study.outcomes, failures, command=command, machine_share=1 / workers)
+    results = build_results(settings, study.outcomes, failures, command=command)
     artifact.write_json(out / "results.json", results)
     write_report(out)
     return out
+
+
+@contextmanager
+def _stop_requests() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Stopped in the main thread, so that servers and children are taken down in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(number: int, _frame: Any) -> None:
+        raise Stopped("stopped; what was finished is kept, run the same command again", number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _longest_first(members: list[Member]) -> list[Member]:

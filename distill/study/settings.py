@@ -1,15 +1,26 @@
 """A study as one YAML file."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distill.errors import unknown_name
 from distill.flops import hardware
 from distill.packing.arms import Arm
-from distill.settings import Settings
+from distill.settings import Settings, validate
 from distill.tasks import get_task
+from distill.training.settings import TrainSettings
 from distill.training.sizes import check_student
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value appears twice")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class TaskShare(Settings):
@@ -26,7 +37,7 @@ class StudentRow(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._]*$")
     student: str
     learning_rate: float = Field(gt=0)
-    seeds: list[int] = Field(min_length=1)
+    seeds: Seeds
 
 
 class ArmRow(Settings):
@@ -36,8 +47,8 @@ class ArmRow(Settings):
     arm: str
     answers: Literal["teacher", "stripped", "gold"] = "teacher"
     match: Literal["samples", "tokens"] = "samples"
-    students: list[str] | None = Field(None, description="sizes that have this arm; all when left out")
-    seeds: list[int] | None = Field(None, description="training seeds; the size's own when left out")
+    students: list[str] | None = Field(None, min_length=1, description="sizes that have this arm; all when left out")
+    seeds: Seeds | None = Field(None, description="training seeds; the size's own when left out")
 
     @property
     def name(self) -> str:
@@ -45,6 +56,12 @@ class ArmRow(Settings):
         parts += [self.answers] if self.answers != "teacher" else []
         parts += [f"{self.match}_matched"] if self.match != "samples" else []
         return "-".join(parts)
+
+    def seeds_in(self, size: StudentRow) -> list[int]:
+        """The training seeds of this arm in a size; none where the size does not have it."""
+        if self.students is not None and size.name not in self.students:
+            return []
+        return self.seeds if self.seeds is not None else size.seeds
 
 
 class ContrastRow(Settings):
@@ -83,7 +100,7 @@ class EvaluationShape(Settings):
 class ServingShape(Settings):
     """How every student is put under load. The highest concurrency prices an answer."""
 
-    concurrencies: tuple[int, ...] = (1, 8, 32)
+    concurrencies: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 32), min_length=1)
     requests: int = Field(64, ge=1)
     warmup_requests: int = Field(4, ge=0)
     kv_cache_gib: int | None = Field(None, ge=1, description="of each server; vLLM's own choice when left out")
@@ -95,7 +112,7 @@ class StudySettings(Settings):
     title: str
     question: str
     teacher: Literal["solver"] = "solver"
-    data_seed: int = 0
+    data_seed: Seed = 0
     tasks: list[TaskShare] = Field(min_length=1)
     students: list[StudentRow] = Field(min_length=1)
     arms: list[ArmRow] = Field(min_length=1)
@@ -122,14 +139,54 @@ class StudySettings(Settings):
             for size in arm.students or []:
                 if size not in sizes:
                     raise unknown_name("student in arms", size, sizes)
-            if arm.match == "tokens" and "reasoning" not in arms:
-                raise ValueError(f"arm {arm.name}: match tokens needs an arm 'reasoning' to match")
+            self._require_token_twins(arm)
         for contrast in self.contrasts:
             for name in (contrast.treatment, contrast.control):
                 if name not in arms:
                     raise unknown_name("arm in contrasts", name, arms)
             if contrast.verdict_size is not None and contrast.verdict_size not in sizes:
                 raise unknown_name("verdict_size", contrast.verdict_size, sizes)
+            self._require_pairs(contrast)
         if sum(c.verdict_size is not None for c in self.contrasts) != 1:
             raise ValueError("contrasts: exactly one must have a verdict_size, the size its verdict is read from")
+        for size in self.students:
+            for arm in self.arms:
+                for seed in arm.seeds_in(size):
+                    self.train_settings(size, arm, seed, tokens=None)
         return self
+
+    def _require_token_twins(self, arm: ArmRow) -> None:
+        """An arm matched on tokens needs the arm `reasoning` of each of its sizes and seeds."""
+        if arm.match != "tokens":
+            return
+        if Arm.parse(arm.arm).kind == "sequential":
+            raise ValueError(
+                f"arm {arm.name}: a sequential arm cannot match tokens: the cut would fall on its last phase"
+            )
+        twin = next((row for row in self.arms if row.name == "reasoning"), None)
+        if twin is None:
+            raise ValueError(f"arm {arm.name}: match tokens needs an arm 'reasoning' to match")
+        for size in self.students:
+            missing = sorted(set(arm.seeds_in(size)) - set(twin.seeds_in(size)))
+            if missing:
+                raise ValueError(
+                    f"arm {arm.name}: match tokens needs the arm 'reasoning' of size {size.name} with seed {missing[0]} too"
+                )
+
+    def _require_pairs(self, contrast: ContrastRow) -> None:
+        """A contrast needs a seed that both arms have: in the size of its verdict, or else in any."""
+        treatment, control = (
+            next(arm for arm in self.arms if arm.name == name) for name in (contrast.treatment, contrast.control)
+        )
+        paired = [s.name for s in self.students if set(treatment.seeds_in(s)) & set(control.seeds_in(s))]
+        where = contrast.verdict_size or "any size"
+        if not paired or contrast.verdict_size not in (None, *paired):
+            raise ValueError(
+                f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
+            )
+
+    def train_settings(self, size: StudentRow, arm: ArmRow, seed: int, tokens: int | None) -> TrainSettings:
+        """How one student is trained. Raises InputError."""
+        values = {"student": size.student, "arm": arm.arm, "answers": arm.answers, "seed": seed, "tokens": tokens}
+        values |= {"learning_rate": size.learning_rate, **self.training.model_dump()}
+        return validate(TrainSettings, values, source=f"training of {size.name}-{arm.name}")

@@ -25,11 +25,17 @@ _LATEX = [(re.compile(pattern), text) for pattern, text in [
 
 _NOT_ONE_OF_SEVERAL = r"(?!\w)(?!\)?\s{0,3}(?:or|and|/|,|&)\s{0,3}\(?[A-J](?!\w))"
 _LETTER_ALONE = re.compile(r"\(?([A-Ja-j])[).:]{0,2}")
+# `answer B`, `the answer is option B`, `correct option: B`; not `option B`, which may be one of a list.
 _LETTER_AFTER_CUE = re.compile(
-    r"(?i:\b(?:answer|option|choice))\s{0,3}(?::|=|-|(?i:\bis\b))?\s{0,3}(?i:(?:option|choice)\s{1,3})?:?[*(]{0,3}"
-    rf"([A-J]){_NOT_ONE_OF_SEVERAL}"
+    r"(?i:\banswer\s{0,3}(?::|=|-|\bis\b)?|\b(?:option|choice)\s{0,3}(?::|=|-|\bis\b))\s{0,3}"
+    rf"(?i:(?:option|choice)\s{{1,3}})?:?[*(]{{0,3}}([A-J]){_NOT_ONE_OF_SEVERAL}"
 )
-_LETTER_FIRST = re.compile(rf"\(?([A-J])(?=[).:]){_NOT_ONE_OF_SEVERAL}")
+# A letter that stands for an option: `B)`, `(B)`, `B.`, `B:`; not those of `6 A.M.`, `A:B` or `P(A)`.
+_MARKED = r"(?:\)|[.:](?![A-Za-z]\b))"
+_LETTER_FIRST = re.compile(rf"\(?([A-J])(?={_MARKED}){_NOT_ONE_OF_SEVERAL}")
+_NAMED = r"(?i:\b(?:option|choice)[-\s]{1,4})[*(]{0,3}([A-J])"
+_LETTER_NAMED = re.compile(_NAMED + _NOT_ONE_OF_SEVERAL)
+_OPTION = re.compile(rf"(?<![\w.])(?<!\w\()([A-J])(?={_MARKED})|{_NAMED}(?!\w)")
 
 
 def last_boxed(text: str) -> str | None:
@@ -99,8 +105,10 @@ def _decimal(match: re.Match[str]) -> Decimal:
 def option_letter(text: str) -> str | None:
     r"""The option (A to J) that a text chooses: `B`, `(B)`, `B.`, `B) 6000`, `the answer is B`, `\boxed{B}`.
 
-    >>> option_letter("Not A. The answer is (C)."), option_letter("A or B")
-    ('C', None)
+    A text that marks several options says none, unless it also says which is the answer.
+
+    >>> option_letter("Not A. The answer is (C)."), option_letter("A or B"), option_letter("A) 5 B) 7 C) 9")
+    ('C', None, None)
     """
     boxed = last_boxed(text)
     if boxed is not None:
@@ -110,5 +118,9 @@ def option_letter(text: str) -> str | None:
     text = text.strip().strip("*_` \n")
     if alone := _LETTER_ALONE.fullmatch(text):
         return alone[1].upper()
-    found = _last(_LETTER_AFTER_CUE, text) or _LETTER_FIRST.match(text)
-    return found[1] if found else None
+    if said := _last(_LETTER_AFTER_CUE, text):
+        return said[1]
+    chosen = _LETTER_FIRST.match(text) or _LETTER_NAMED.search(text)
+    if chosen is None or any((option[1] or option[2]) != chosen[1] for option in _OPTION.finditer(text)):
+        return None
+    return chosen[1]

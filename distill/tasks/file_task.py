@@ -37,7 +37,7 @@ class FileTask:
     ):
         self.name = name
         self.answer_format = answer_format
-        self.revision = "1 " + " ".join(file_sha256(file) for file in files)
+        self.revision = "2 " + " ".join(file_sha256(file) for file in files)
         self.is_correct = is_correct
         self.metrics = {"accuracy": accuracy(is_correct)}
         self._reasoning: dict[str, str] = {}

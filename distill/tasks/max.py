@@ -16,7 +16,7 @@ class Max(ProceduralTask):
     """The largest of four different digits."""
 
     name = "max"
-    revision = "1"
+    revision = "2"
     answer_format = "choice"
     strata = (10 * 9 * 8 * 7,)
 

@@ -1,7 +1,7 @@
-"""What can be wrong with a trace, and the one place that says so.
+"""What can keep a trace from being trained on, and the one place that says so.
 
 A trace with a fault is never trained on, and its pair is dropped from both modes; it is kept, with the reason, in
-rejected.parquet.
+rejected.parquet. So is a question that is held out.
 """
 
 from distill.traces.trace import Trace
@@ -18,6 +18,7 @@ FAULTS = {
     "reasoning_in_ift": "reasoning in the answer that should have none",
     "no_answer": "no answer",
     "bad_unicode": "text that is not valid Unicode",
+    "held_out": "a question of the validation or test split",
 }
 
 

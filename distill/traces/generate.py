@@ -7,17 +7,18 @@ was killed and one that was not leave the same bytes for the same answers.
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill.artifact import Artifact, canonical_json, workspace
 from distill.console import progress
 from distill.errors import InputError
+from distill.journal import Journal
 from distill.tasks.problem import Problem
 from distill.tasks.registry import get_task
 from distill.tasks.task import Task
 from distill.traces.faults import FAULTS
-from distill.traces.journal import Journal
 from distill.traces.pairing import Answer, pair_or_rejected
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import KIND, Rejected, trace_from_row, trace_to_row, write_pairs
@@ -82,7 +83,7 @@ def _recipe(settings: GenerateSettings, tasks: dict[str, Task], teacher: Teacher
         "order": list(tasks),  # of the rows; the keys of a recipe are sorted
         "split": settings.split,
         "seed": settings.seed,
-        "teacher": teacher.identity,
+        "teacher": teacher.identity | teacher.prices,
     }
 
 
@@ -123,13 +124,15 @@ def _rows(
         answers = {}
         for mode in MODES:
             key = request_key(teacher, problem, mode)
-            answers[mode] = failed.get(key) or _from_json(journal.get(key), mode)
+            answer = failed.get(key) or _from_json(journal.get(key), mode)
+            answers[mode] = replace(answer, trace=replace(answer.trace, cost_usd=teacher.cost_usd(answer)))
         yield pair_or_rejected(problem, answers["reasoning"], answers["ift"], tasks[problem.task].is_correct)
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
-    return {"trace": trace_to_row(answer.trace), "fault": answer.fault, "detail": answer.detail}
+    rest = {"fault": answer.fault, "detail": answer.detail, "output_tokens": answer.output_tokens}
+    return {"trace": trace_to_row(answer.trace)} | rest
 
 
 def _from_json(value: dict[str, Any], mode: Mode) -> Answer:
-    return Answer(trace_from_row(value["trace"], mode), value["fault"], value["detail"])
+    return Answer(trace_from_row(value["trace"], mode), value["fault"], value["detail"], value["output_tokens"])

@@ -16,6 +16,7 @@ class Answer:
     trace: Trace
     fault: str | None = None  # a name in faults.FAULTS
     detail: str = ""
+    output_tokens: int | None = None  # all that were generated, where the teacher says: what is paid for
 
 
 def pair_or_rejected(

@@ -23,7 +23,7 @@ class EndpointSettings(Settings):
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_tokens: int = Field(4096, gt=0)  # reasoning and answer together
-    usd_per_million_input: float | None = Field(None, ge=0)
+    usd_per_million_input: float | None = Field(None, ge=0)  # prices are part of no request's key
     usd_per_million_output: float | None = Field(None, ge=0)
     concurrency: int = Field(32, gt=0, le=1024)
     timeout_s: float = Field(600.0, gt=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.artifact import file_sha256
 from distill.errors import InputError
+from distill.hub import looks_like_hub_id
 from distill.tasks.jsonl import parse_object, raw_lines
 from distill.traces.store import parquet_rows
 
@@ -32,9 +33,9 @@ def open_source(path: Path, layout: str) -> Source:
         return Source(identity, f"{path.parent}/", lambda: read(path))
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _data_set(str(path), lambda datasets: datasets.load_from_disk(str(path)))
-    if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
+    if not looks_like_hub_id(str(path)):
         raise InputError(
-            f"{path}: no such file; expected JSON lines, Parquet, a folder saved by `datasets` or a Hub id, in layout {layout}"
+            f"{path}: no such file; expected JSON lines, Parquet, a folder saved by `datasets` or a Hub id (owner/name), in layout {layout}"
         )
     return _data_set(str(path), lambda datasets: datasets.load_dataset(str(path)))
 

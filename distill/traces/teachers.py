@@ -12,7 +12,7 @@ import httpx
 
 from distill.errors import InputError
 from distill.serve.client import ChatCompletion, SamplingSettings, chat
-from distill.serve.endpoint import Endpoint, check_endpoint
+from distill.serve.endpoint import Endpoint, check_endpoint, clean_key
 from distill.serve.tokens import split_thinking
 from distill.tasks.problem import Problem
 from distill.tasks.task import Task
@@ -34,12 +34,16 @@ class Teacher(Protocol):
     """Answers questions. Two teachers with the same identity give answers that may stand for each other's."""
 
     identity: dict[str, Any]  # name, revision and everything else that answers depend on
+    prices: dict[str, float | None]  # what answers cost; other prices do not make other answers
 
     def render(self, problem: Problem, mode: Mode) -> dict[str, Any]:
         """The request as it is sent: with the identity, all that its answer depends on."""
 
     async def answer(self, questions: Sequence[Question], on_answer: Callable[[int, Answer], None]) -> None:
         """Answer each question; `on_answer(index, answer)` gets every answer as it comes, in any order."""
+
+    def cost_usd(self, answer: Answer) -> float | None:
+        """What an answer cost; None when that is not known."""
 
 
 class SolverTeacher:
@@ -48,6 +52,7 @@ class SolverTeacher:
     def __init__(self, tasks: Mapping[str, Task]):
         self.tasks = tasks  # by Problem.task
         self.identity = {"name": "solver", "revision": "1"}
+        self.prices: dict[str, float | None] = {}
 
     def render(self, problem: Problem, mode: Mode) -> dict[str, Any]:
         return {"task": problem.task, "prompt": problem.prompt, "mode": mode}
@@ -55,6 +60,9 @@ class SolverTeacher:
     async def answer(self, questions: Sequence[Question], on_answer: Callable[[int, Answer], None]) -> None:
         for index, (problem, mode) in enumerate(questions):
             on_answer(index, self.solve(problem, mode))
+
+    def cost_usd(self, answer: Answer) -> float:
+        return 0.0
 
     def solve(self, problem: Problem, mode: Mode) -> Answer:
         reasoning, answer = self.tasks[problem.task].solve(problem)
@@ -79,10 +87,10 @@ class EndpointTeacher:
             "thinking": settings.thinking if settings.thinking == "template" else dict(SYSTEM_PROMPTS),
             "sampling": self.sampling,
             "seed": seed,
-            "usd_per_million_input": settings.usd_per_million_input,
-            "usd_per_million_output": settings.usd_per_million_output,
         }
-        self.endpoint = Endpoint(settings.url, settings.model, os.environ.get(settings.api_key_env) or None)
+        self.prices = settings.model_dump(include={"usd_per_million_input", "usd_per_million_output"})
+        key = clean_key(os.environ.get(settings.api_key_env), f"environment variable {settings.api_key_env}")
+        self.endpoint = Endpoint(settings.url, settings.model, key)
 
     def render(self, problem: Problem, mode: Mode) -> dict[str, Any]:
         return {"messages": self._messages(problem, mode), "chat_template_kwargs": self._template_kwargs(mode)}
@@ -139,7 +147,7 @@ class EndpointTeacher:
                 )
                 tokens = reply.raise_for_status().json()["tokens"]
                 ids.append(int(tokens[0]) if len(tokens) == 1 else None)
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
                 return None
         return ids[0], ids[1]
 
@@ -151,7 +159,6 @@ class EndpointTeacher:
             reasoning, answer, fault = result.reasoning.strip(), result.content.strip(), None
         else:
             reasoning, answer, fault = split_think(result.content)
-        prompt_tokens = _count(result.usage, "prompt_tokens")
         reasoning_tokens, answer_tokens = _token_counts(result, think_ids)
         trace = Trace(
             mode=mode,
@@ -159,23 +166,24 @@ class EndpointTeacher:
             answer=_valid(answer),
             finish_reason=result.finish_reason,
             teacher=self.settings.model,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=_count(result.usage, "prompt_tokens"),
             reasoning_tokens=reasoning_tokens,
             answer_tokens=answer_tokens,
             sampling=self.sampling,
             seed=self.seed,
-            cost_usd=self._cost(prompt_tokens, _output_tokens(result)),
         )
         if fault is None and (trace.reasoning, trace.answer) != (reasoning, answer):
             fault = "bad_unicode"
         # What was cut off is called that, whatever else is wrong with it for the same reason.
-        return Answer(trace, fault_of(trace) if trace.finish_reason == "length" else fault or fault_of(trace))
+        fault = fault_of(trace) if trace.finish_reason == "length" else fault or fault_of(trace)
+        return Answer(trace, fault, output_tokens=_output_tokens(result))
 
-    def _cost(self, input_tokens: int | None, output_tokens: int | None) -> float | None:
+    def cost_usd(self, answer: Answer) -> float | None:
         prices = self.settings.usd_per_million_input, self.settings.usd_per_million_output
-        if None in (*prices, input_tokens, output_tokens):
+        tokens = answer.trace.prompt_tokens, answer.output_tokens
+        if None in (*prices, *tokens):
             return None
-        return (prices[0] * input_tokens + prices[1] * output_tokens) / 1e6
+        return (prices[0] * tokens[0] + prices[1] * tokens[1]) / 1e6
 
 
 def _valid(text: str) -> str:

@@ -18,7 +18,7 @@ class TrainSettings(Settings):
     student: str = Field(description="a from-scratch size (tiny, small), a Hugging Face folder, or a Hub id")
     arm: str = "reasoning"
     answers: Literal["teacher", "stripped", "gold"] = "teacher"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
     packed: bool = True
     row_tokens: int = Field(4096, ge=8, description="tokens of a packed row; the longest document that is kept")

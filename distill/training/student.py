@@ -1,21 +1,22 @@
 """Where a student comes from: a from-scratch size, a Hugging Face folder, or a Hub id."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from distill.artifact import file_sha256
+from distill.artifact import folder_identity
 from distill.errors import InputError
 from distill.kernels import attention_plan, linear_cross_entropy, register_attention
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
-from distill.packing.pack import Pack
+from distill.packing.pack import Document, Pack, build_pack
 from distill.packing.tokenizer import train_tokenizer
-from distill.training.padded import PaddedBatch
+from distill.training.padded import PaddedBatch, build_padded
 from distill.training.sizes import SIZES, check_student
 
 SCRATCH_POSITIONS = 4096
@@ -41,48 +42,42 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: "Pack | PaddedBatch") -> torch.Tensor:
-        if isinstance(batch, Pack):
-            context = dict(
-                position_ids=batch.position_ids,
-                cu_seq_lens_q=batch.cu_seqlens,
-                cu_seq_lens_k=batch.cu_seqlens,
-                max_length_q=batch.max_seqlen,
-                max_length_k=batch.max_seqlen,
-                # How documents are laid out for the CPU's attention: made once here, not in every layer.
-                plan=attention_plan(batch.cu_seqlens) if batch.cu_seqlens.device.type == "cpu" else None,
-            )
-        else:
-            context = dict(attention_mask=batch.attention_mask)
-        hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **context).last_hidden_state
-        rows = hidden.flatten(0, 1).index_select(0, batch.loss_rows)
+    def context(self, batch: Pack | PaddedBatch) -> dict[str, Any]:
+        """What the decoder must be told of a batch besides its tokens."""
+        if isinstance(batch, PaddedBatch):
+            return dict(attention_mask=batch.attention_mask)
+        return dict(
+            position_ids=batch.position_ids,
+            cu_seq_lens_q=batch.cu_seqlens,
+            cu_seq_lens_k=batch.cu_seqlens,
+            max_length_q=batch.max_seqlen,
+            max_length_k=batch.max_seqlen,
+            # How documents are laid out for the CPU's attention: made once here, not in every layer.
+            plan=attention_plan(batch.cu_seqlens) if batch.cu_seqlens.device.type == "cpu" else None,
+        )
+
+    def forward(self, batch: Pack | PaddedBatch) -> torch.Tensor:
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        hidden = decoder(input_ids=batch.input_ids, use_cache=False, **self.context(batch)).last_hidden_state
         return linear_cross_entropy(
-            rows,
-            self.model.get_output_embeddings().weight,
+            hidden.flatten(0, 1).index_select(0, batch.loss_rows),
+            head.weight,
             batch.labels.flatten().index_select(0, batch.loss_rows),
+            bias=head.bias,
             reduction="sum",
-            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
 
 
-def student_identity(student: str) -> dict[str, Any]:
-    """What a student is, for content keys: its size by name, or the files of its folder, or its Hub id."""
+def student_identity(student: str, think_tags: tuple[str, str] | None) -> dict[str, Any]:
+    """What a student is, for content keys: its shape or its files or its Hub revision, and how it renders a turn."""
+    check_student(student)
     if student in SIZES:
-        return {"size": student, "shape": SIZES[student]}
+        return {"size": student, "shape": SIZES[student], "hidden": SIZES[student]["hidden_size"]}
+    config, chat = _read_pretrained(student, think_tags)
     folder = Path(student)
-    if folder.is_dir():
-        names = (
-            "*.safetensors",
-            "config.json",
-            "tokenizer*",
-            "chat_template*",
-            "vocab*",
-            "merges*",
-            "distill_chat.json",
-        )
-        found = sorted({file for name in names for file in folder.glob(name)})
-        return {"files": {file.name: file_sha256(file) for file in found}}
-    return {"hub": student}
+    where = {"files": folder_identity(folder)} if folder.is_dir() else {"hub": student, "revision": config._commit_hash}
+    return {**where, "rendered": chat.rendered, "hidden": config.get_text_config().hidden_size}
 
 
 def load_origin(
@@ -94,7 +89,11 @@ def load_origin(
     seed: int,
     think_tags: tuple[str, str] | None = None,
 ) -> Origin:
-    """Build or load a student; `texts` train the tokenizer of one from scratch. Raises InputError for an unknown name, a folder without safetensors, or no think tags."""
+    """Build or load a student; `texts` train the tokenizer of one from scratch.
+
+    Raises InputError for an unknown name, a folder without safetensors, no think tags, or a model whose loss is not
+    what our head computes.
+    """
     check_student(student)
     attention = "distill" if packed else "sdpa"
     if packed:
@@ -127,34 +126,73 @@ def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, a
 
 
 def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] | None) -> Origin:
-    folder = Path(student)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: has no config.json; expected a Hugging Face model folder")
-        if not list(folder.glob("*.safetensors")):
-            raise InputError(f"{folder}: has no *.safetensors; other weight formats can run code and are not read")
-    try:
-        config = AutoConfig.from_pretrained(student, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-        save_dtype = getattr(config, "dtype", None) or torch.float32
-        model = AutoModelForCausalLM.from_pretrained(
+    config, chat = _read_pretrained(student, think_tags)
+    save_dtype = getattr(config, "dtype", None) or torch.float32
+    for name in vars(config):
+        if name.endswith(("dropout", "pdrop")):  # fine-tuning is without, and a resumed run has no random state to lose
+            setattr(config, name, 0.0)
+    model = _library(
+        student,
+        lambda: AutoModelForCausalLM.from_pretrained(
             student,
             config=config,
             dtype=torch.float32,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"student {student}: cannot be loaded ({reason})") from None
+        ),
+    )
+    _require_our_loss(model, student)
+    return Origin(model, chat, save_dtype)
+
+
+def _read_pretrained(student: str, think_tags: tuple[str, str] | None) -> tuple[Any, ChatFormat]:
+    """Config and chat format, without the weights."""
+    folder = Path(student)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder}: has no config.json; expected a Hugging Face model folder")
+        if not list(folder.glob("*.safetensors")):
+            raise InputError(f"{folder}: has no *.safetensors; other weight formats can run code and are not read")
+    config = _library(student, lambda: AutoConfig.from_pretrained(student, trust_remote_code=False))
+    tokenizer = _library(student, lambda: AutoTokenizer.from_pretrained(student, trust_remote_code=False))
     think = ThinkFormat.load(folder)
     if think_tags is not None:
-        think = ThinkFormat(*think_tags)
+        think = ThinkFormat(opening=think_tags[0], closing=think_tags[1])
     chat = ChatFormat(tokenizer, think, source=student)
     if think_tags is None and (chat.think_open_id is None or chat.think_close_id is None):
         raise InputError(
             f"student {student}: its tokenizer has no single token for {think.opening} and {think.closing}; say what marks "
             "reasoning with --think-tags '<think>,</think>' (nothing is added to an existing tokenizer)"
         )
-    return Origin(model, chat, save_dtype)
+    return config, chat
+
+
+def _library(student: str, load: Callable[[], Any]) -> Any:
+    """What transformers loads, or its error in one line: a damaged folder makes it raise almost anything."""
+    try:
+        return load()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"student {student}: cannot be loaded ({reason})") from None
+
+
+def _require_our_loss(model: Any, student: str) -> None:
+    """Compare the loss that is trained on with the model's own logits, on a few tokens.
+
+    A head with a scale or an adapter, which a product with its weight and bias is not, must not be trained as if it were.
+    """
+    ids = torch.arange(min(24, model.config.get_text_config().vocab_size)).numpy()
+    document = Document(ids, prompt_length=1)
+    packed = model.config._attn_implementation == "distill"
+    batch = build_pack([document]) if packed else build_padded([document], pad_id=0)
+    wrapped = Student(model).eval()
+    with torch.no_grad():
+        ours = wrapped(batch)
+        logits = model(input_ids=batch.input_ids, use_cache=False, **wrapped.context(batch)).logits
+        theirs = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum")
+    if not torch.isclose(ours, theirs, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f"student {student}: its own loss on {len(ids)} tokens is {float(theirs):.4f}, ours {float(ours):.4f}: its head does "
+            "more than we know of, so this architecture cannot be trained here"
+        )

@@ -5,6 +5,7 @@ tokens, clips and updates. A checkpoint is weights, moments and the number of fi
 same command goes on from the last one and ends in the same bytes.
 """
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -57,14 +58,18 @@ class Stopped(Exception):
 
 
 def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
-    """Everything the weights depend on."""
+    """Everything the weights depend on. Raises InputError for a student that cannot be read."""
+    student = student_identity(settings.student, settings.think_tags)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_precision(settings.precision, device, student["hidden"])
     return {
-        "settings": settings.model_dump(mode="json", exclude={"student"}),
-        "student": student_identity(settings.student),
+        "settings": settings.model_dump(mode="json", exclude={"student", "precision"}),
+        "student": student,
         "traces": traces_key,
+        "computed": {"device": device.type, "dtype": str(dtype).removeprefix("torch.")},
         "labelling_version": LABELLING_VERSION,
         "trainer_version": TRAINER_VERSION,
-        "torch": torch.__version__,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
     }
 
 

@@ -1,10 +1,8 @@
 """Taking outputs apart, keeping them, and grading them: what is not finished is wrong, reasoning is never the answer."""
 
-from contextlib import suppress
-
 import pytest
 
-from distill.evaluation import generate
+from distill.errors import InputError
 from distill.evaluation.answers import take_apart
 from distill.evaluation.evaluate import Asked, grade, read_answers, summarise, write_answers
 from distill.evaluation.generate import Journal, Output
@@ -26,7 +24,11 @@ def chat():
 def spelled():
     """Its think tags are spelled with several tokens."""
     tokenizer = train_tokenizer(["max A3 B9 C5 D1 7:7"] * 3, 300)
-    return ChatFormat(tokenizer, ThinkFormat("[T]", "[/T]", "", "", ""), source="here")
+    return ChatFormat(
+        tokenizer,
+        ThinkFormat(opening="[T]", closing="[/T]", after_opening="", before_closing="", after_closing=""),
+        source="here",
+    )
 
 
 def ids(chat, text):
@@ -63,6 +65,7 @@ def test_parts_of_an_output(chat, text, thinking, answer, thought, closed):
         ("17<|end|>", "", "17", False, True),
         ("[T]a 17", "[T]a 17".removeprefix("[T]"), "", True, False),
         ("a[/T]17<|end|>", "a", "17", True, True),
+        ("[T]a[/T]1 [T]maybe 42<|end|>", "a[/T]1 [T]maybe 42<|end|>", "", True, False),
     ],
 )
 def test_parts_where_the_tags_are_several_tokens(spelled, text, thinking, answer, thought, closed):
@@ -151,21 +154,16 @@ def test_a_journal_survives_being_torn_anywhere(tmp_path, rng):
         assert path.read_bytes() == whole
 
 
-def test_opening_a_journal_never_loses_what_is_in_it(tmp_path, monkeypatch):
-    """A kill between opening it and the first new answer leaves the finished ones."""
+def test_a_damaged_line_in_a_journal_is_named(tmp_path, rng):
+    """What stands after it was paid for: it is not cut off."""
     path = tmp_path / "outputs.journal.jsonl"
     with Journal(path) as journal:
-        journal.add("add/1", Output([1, 2], "stop", 0.5))
-    before = path.read_bytes()
-
-    class Killed(BaseException):
-        pass
-
-    def open_and_die(*arguments, **options):
-        open(*arguments, **options).close()
-        raise Killed
-
-    monkeypatch.setattr(generate, "open", open_and_die, raising=False)
-    with suppress(Killed):
-        Journal(path)
-    assert path.read_bytes() == before
+        for i in range(6):
+            journal.add(f"add/{i}", Output([i], "stop", 0.5))
+    lines, place = path.read_bytes().splitlines(keepends=True), int(rng.integers(0, 6))
+    for bad, message in ((b"{]\n", rf":{place + 1}: damaged"), (b'{"key":"add/9","value":[]}\n', "damaged at 'add/9'")):
+        damaged = b"".join([*lines[:place], bad, *lines[place:]])
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=message):
+            Journal(path)
+        assert path.read_bytes() == damaged

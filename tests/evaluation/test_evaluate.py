@@ -245,7 +245,7 @@ def test_killed_and_run_again_it_asks_only_for_what_is_missing(
     proxy.life += 1
     assert not (out / "manifest.json").exists()
     whole = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    kept = {row["id"]: row for row in map(json.loads, whole)}
+    kept = {row["key"]: row["value"] for row in map(json.loads, whole)}
     assert enough <= len(kept) < QUESTIONS
     time.sleep(1.0)  # until the proxy is done with what was in flight
 

@@ -224,9 +224,13 @@ def test_an_unusable_template_is_refused_with_the_reason(tokenizer_with, case):
 
 
 def test_the_think_format_travels_with_the_student(tmp_path):
-    think = ThinkFormat("[T]", "[/T]", " ", " ", "\n")
+    think = ThinkFormat(opening="[T]", closing="[/T]", after_opening=" ", before_closing=" ", after_closing="\n")
     think.save(tmp_path)
     assert ThinkFormat.load(tmp_path) == think
     (tmp_path / "distill_chat.json").write_text('{"opening": "<t>", "color": "red"}')
-    with pytest.raises(InputError, match=r"distill_chat\.json: not a think format"):
+    with pytest.raises(InputError, match=r"distill_chat\.json: field color"):
         ThinkFormat.load(tmp_path)
+    for damaged in ('{"opening": ""}', '{"opening": 5}', "[]", "{"):
+        (tmp_path / "distill_chat.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"distill_chat\.json"):
+            ThinkFormat.load(tmp_path)

@@ -246,10 +246,68 @@ def test_chat_failures_are_results_too():
     assert result.finish_reason == "error" and "message" in result.error
 
 
+@pytest.mark.parametrize("call", [complete, chat])
+def test_the_key_is_hidden_wherever_a_reason_is_cut(call):
+    """A key that straddles the place where a reason is cut must not show its first half."""
+    key, prompts = (
+        "sk-0123456789abcdef0123456789abcdef",
+        [[7]] if call is complete else [[{"role": "user", "content": ""}]],
+    )
+    forms = (
+        lambda text: http({"error": {"message": text}}, "500 Oops"),
+        lambda text: http(text.encode(), "400 Bad Request"),
+        lambda text: http(text.encode()),
+        lambda text: http({"error": text}),
+        lambda text: http({"choices": text}),
+        lambda text: http(
+            {"choices": [{"finish_reason": text, "message": {"content": ""}, "text": "", "token_ids": []}]}
+        ),
+    )
+    for form in forms:
+        for before in [*random.sample(range(400), 6), 40, 50, 60, 70, 75, 265, 275, 285, 295]:
+            reply = form("x" * before + key)
+            (result,), _ = ask(lambda n, body: reply, prompts, call=call, api_key=key, retries=0)  # noqa: B023
+            assert result.finish_reason == "error" and "sk-0" not in result.error and len(result.error) <= 300
+
+
+@pytest.mark.parametrize("key", ['sk-"quoted"', "sk-back\\slash", "sk-it's"])
+def test_a_key_is_hidden_in_quoted_text_too(key):
+    for reply in (http(json.dumps({"said": f"{key}!"}).encode(), "400 Bad Request"), http({"choices": [key]})):
+        (result,), _ = ask(lambda n, body: reply, api_key=key, retries=0)  # noqa: B023
+        assert "***" in result.error and key[3:7] not in result.error
+
+
+def test_nested_too_deep_is_a_malformed_reply():
+    deep = b"[" * 10**5
+    (result,), _ = ask(lambda n, body: http(deep), retries=0)
+    assert "malformed reply: expected JSON" in result.error
+    (result,), _ = ask(lambda n, body: STREAM + b"data: " + deep + b"\n\n", stream=True, retries=0)
+    assert "malformed reply: expected JSON" in result.error
+    (result,), _ = ask(lambda n, body: http(deep, "500 Oops"), retries=0)
+    assert result.error.startswith("HTTP 500: [[[")
+    for depth in range(900, 1000, 3):  # what can just be read may not be shown
+        nested = b"[" * depth + b"]" * depth
+        (result,), _ = ask(lambda n, body: http(b'{"choices":%s}' % nested), retries=0)  # noqa: B023
+        assert result.finish_reason == "error" and "malformed" in result.error
+
+
+def test_a_key_is_stripped_and_one_that_no_header_can_carry_is_refused():
+    assert Endpoint("http://h/v1", "m", " sk-secret\r\n").headers == {"Authorization": "Bearer sk-secret"}
+    assert Endpoint("http://h/v1", "m", " \n").headers == {}
+    for key in ("sk-sec\nret", "sk-sec\x00ret", "sk-secrét", "sk-sec ret"):
+        with pytest.raises(InputError, match="API key for http://h/v1: expected printable ASCII") as caught:
+            Endpoint("http://h/v1", "m", key)
+        assert "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
         (http({"data": [{"id": "m"}]}), None),
+        (http(b"key sk-secret is wrong", "500 Oops"), r"HTTP 500 'key \*\*\* is wrong'"),
+        (http(b"x" * 75 + b"sk-secret", "500 Oops"), r"x\*\*\*'"),
+        (http({"data": [{"id": "sk-secret"}]}), r"Known: \*\*\*"),
+        (http(b"[" * 10**5), "expected a list of models"),
         (http(b"", "404 Not Found"), None),
         (http({"data": [{"id": "mm"}]}), "did you mean 'mm'"),
         (http(b"no", "401 Unauthorized"), "refuses the API key"),
@@ -267,7 +325,7 @@ def test_check_endpoint(reply, expected):
     else:
         with pytest.raises(InputError, match=expected) as caught:
             asyncio.run(run())
-        assert "sk-secret" not in str(caught.value)
+        assert "sk-s" not in str(caught.value)
 
 
 def test_the_key_is_not_shown():

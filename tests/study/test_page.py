@@ -19,7 +19,9 @@ from urllib.parse import unquote
 import pytest
 
 from distill.errors import InputError
+from distill.process import child_environment, distill_command
 from distill.study.page import render
+from distill.study.report import write_report
 
 HOSTILE = [
     "</script><script>document.title='pwned'</script>",
@@ -429,6 +431,59 @@ def test_another_schema_is_refused_in_one_line():
         render({"schema": "distill-results/9"})
 
 
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([], "found 'list'"),
+        (None, "found 'NoneType'"),
+        ({"schema": "distill-results/1"}, "field tasks: expected a list, found NoneType"),
+        (made_up_results() | {"verdicts": 3}, "field verdicts: expected a list, found int"),
+        (made_up_results() | {"verdicts": [{}]}, "field verdicts.0.task: expected text, found NoneType"),
+        (made_up_results() | {"cells": ["a"]}, "field cells.0.id: expected text, found NoneType"),
+        (made_up_results() | {"failures": [{"cell": 1, "stage": "train", "reason": ""}]}, "field failures.0.cell"),
+        (made_up_results() | {"margin_points": "two"}, "a value is not of its kind"),
+    ],
+)
+def test_results_of_another_shape_are_refused_in_one_line(tmp_path, results, said):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError) as caught:
+        write_report(tmp_path)
+    assert said in str(caught.value) and "results.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_refuses_results_without_a_traceback(tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    run = subprocess.run(
+        distill_command("study", "report", str(tmp_path)), capture_output=True, text=True, env=child_environment(1)
+    )
+    assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
+
+
+def test_wrong_values_anywhere_are_drawn_or_refused_but_never_a_traceback(tmp_path):
+    seed = random.getrandbits(32)
+    print(f"seed {seed}")  # shown when it fails
+    rng = random.Random(seed)
+    for _ in range(25):
+        results = copy.deepcopy(made_up_results())
+        places = []
+
+        def collect(value, places=places):
+            for key in value if isinstance(value, dict) else range(len(value)):
+                places.append((value, key))
+                if isinstance(value[key], dict | list):
+                    collect(value[key])
+
+        collect(results)
+        holder, key = rng.choice(places)
+        holder[key] = rng.choice([None, 7, -1.5, "text", [], {}, [[]], {"a": []}, True])
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        try:
+            write_report(tmp_path)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
 def concerns(results: dict) -> dict[str, bool]:
     html = render(results)
     found = re.findall(r'<li class="(concern|clear)">.*?<h3>(.*?)</h3>', html, flags=re.S)
@@ -445,6 +500,9 @@ def test_threats_follow_from_what_was_measured():
         contrast.update(n_seeds=3, per_seed=[1.0, 2.0, 3.0], verdict="pays", training_tokens_factor=1.0)
     good["teacher"] = {"name": "a served model", "cost_usd": 1.5, "note": ""}
     found = concerns(bad)
+    unmatched = copy.deepcopy(good)
+    unmatched["contrasts"][0].update(primary=True, matched_on="nothing")
+    assert concerns(unmatched)["What the arms were matched on"]
     for title in ("Unfinished answers", "Training seeds", "Seeds that disagree", "Margin and power", "The teacher"):
         assert found[title]
     assert found["What the arms were matched on"] and found["Learning rates"]

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from distill.errors import InputError
 from distill.evaluation.statistics import Interval
 from distill.process import child_environment, distill_command
 from distill.settings import load, validate
+from distill.study import run as study_run
 from distill.study.cells import cells
+from distill.study.declared import declare
 from distill.study.jobs import Children, Job, JobFailed, run_jobs
 from distill.study.results import decide, sentence
 from distill.study.settings import StudySettings
@@ -61,6 +64,21 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(margin_points=0), "margin_points"),
         (changed(hardware="h2000"), "h200-sxm"),
         (changed(epoch=3), "epoch: no such field"),
+        (
+            changed(arms=[*MINI["arms"], {"arm": "sequential:0.5", "match": "tokens"}]),
+            "a sequential arm cannot match tokens",
+        ),
+        (changed(arms=[*MINI["arms"], {"arm": "ift", "match": "tokens", "seeds": [0, 3]}]), "size tiny with seed 3"),
+        (changed(arms=[{"arm": "ift"}, {"arm": "reasoning", "seeds": [1]}]), "no training seed in common in tiny"),
+        (changed(training={"batch": 0}), "training of tiny-ift: field batch"),
+        (changed(training={"schedule": "wsd"}), "needs decay_steps"),
+        (changed(serving={"concurrencies": [0]}), "serving.concurrencies.0"),
+        (changed(serving={"concurrencies": []}), "serving.concurrencies"),
+        (changed(students=[MINI["students"][0] | {"seeds": [-1]}]), "students.0.seeds.0"),
+        (changed(students=[MINI["students"][0] | {"seeds": [2**31]}]), "students.0.seeds.0"),
+        (changed(students=[MINI["students"][0] | {"seeds": [0, 0]}]), "appears twice"),
+        (changed(students=[MINI["students"][0] | {"learning_rate": float("inf")}]), "learning_rate"),
+        (changed(data_seed=-1), "data_seed"),
         (changed(students=[{"name": "tiny", "student": "tiney", "learning_rate": 1, "seeds": [0]}]), "'tiny'"),
     ],
 )
@@ -84,17 +102,55 @@ def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_margin(low, high,
     assert decide(Interval((low + high) / 2, low, high), margin=2.0) == verdict
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"arm": "ift", "match": "tokens", "students": ["tiny"]},
+        {"arm": "mixed:0.5", "match": "tokens", "answers": "stripped", "seeds": [1]},
+    ],
+)
+def test_an_arm_matched_on_tokens_whose_twins_are_all_there_is_accepted(row):
+    students = [MINI["students"][0] | {"seeds": [0, 1]}, MINI["students"][0] | {"name": "other", "seeds": [1]}]
+    settings = validate(StudySettings, changed(arms=[*MINI["arms"], row], students=students), source="study.yaml")
+    members = {member.id: member for cell in cells(settings) for member in cell.students()}
+    twins = [member.token_twin for member in members.values() if member.token_twin]
+    assert twins and members.keys() >= set(twins)
+
+
+CONTRAST = {
+    "task": "add",
+    "metric": "accuracy",
+    "treatment": "tiny-mixed0.5",
+    "control": "tiny-ift",
+    "difference_points": {"value": 10.0, "low": 5.0, "high": 15.0},
+    "n_seeds": 3,
+    "n_questions": 300,
+    "token_factor": 9.5,
+    "verdict": "pays",
+    "subject": "these arms",
+}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("pays", "On add, tiny-mixed0.5 beats tiny-ift by the margin: "),
+        ("does not pay", "On add, tiny-mixed0.5 does not beat tiny-ift by the margin: "),
+        ("cannot tell", "On add, this study cannot tell whether tiny-mixed0.5 beats tiny-ift by the margin: "),
+    ],
+)
+def test_a_sentence_speaks_of_reasoning_only_where_reasoning_was_compared_with_ift(verdict, said):
+    text = sentence(CONTRAST | {"verdict": verdict}, 2.0, 0.95, on_reasoning=False)
+    assert text.startswith(said) and "reasoning" not in text
+    assert "reasoning" in sentence(CONTRAST | {"verdict": verdict}, 2.0, 0.95, on_reasoning=True)
+    few = sentence(CONTRAST | {"verdict": verdict, "subject": "these trained students"}, 2.0, 0.95, on_reasoning=False)
+    assert "in these trained students" in few and "tiny-mixed0.5" in few
+
+
 def test_with_fewer_than_three_seeds_a_sentence_speaks_of_these_students():
-    contrast = {
-        "task": "add",
-        "metric": "accuracy",
-        "control": "tiny-ift",
-        "difference_points": {"value": 10.0, "low": 5.0, "high": 15.0},
-        "n_questions": 300,
-        "token_factor": 9.5,
-        "verdict": "pays",
-    }
-    of = lambda seeds, subject: sentence(contrast | {"n_seeds": seeds, "subject": subject}, 2.0, 0.95)  # noqa: E731
+    of = lambda seeds, subject: sentence(  # noqa: E731
+        CONTRAST | {"n_seeds": seeds, "subject": subject}, 2.0, 0.95, on_reasoning=True
+    )
     assert "these trained students" in of(2, "these trained students")
     assert "these trained students" not in of(3, "reasoning")
     assert "+10.0 points" in of(3, "reasoning") and "+5.0 to +15.0" in of(3, "reasoning")
@@ -125,6 +181,126 @@ def test_a_failed_child_is_told_by_the_last_line_of_its_log(tmp_path):
             tmp_path / "logs" / "a.log",
             1,
         )
+
+
+@pytest.mark.parametrize("after", [("nobody",), ("b",)])
+@pytest.mark.timeout(30)
+def test_jobs_that_can_never_start_are_an_error_and_no_endless_loop(after):
+    ran = []
+    jobs = [Job("a", lambda: ran.append("a")), Job("b", lambda: ran.append("b"), after=after)]
+    with pytest.raises(ValueError, match=f"jobs wait for what nobody makes: {after[0]}"):
+        run_jobs(jobs, workers=2, children=Children())
+    assert ran == ["a"]
+
+
+class FakeServer:
+    """Waits for its end as a request to a server does."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def __enter__(self) -> "FakeServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.ended.set()
+
+
+@pytest.mark.timeout(30)
+def test_what_stops_a_study_stops_its_servers_and_lets_nothing_new_start(tmp_path):
+    children, server = Children(), FakeServer()
+    seen = []
+
+    def serve() -> None:
+        with children.serving(server):
+            server.ended.wait(20)
+            seen.append("server gone")
+        try:
+            children.run(["doctor"], tmp_path / "late.log", 1)
+        except JobFailed as failure:
+            seen.append(str(failure))
+
+    def interrupt() -> None:
+        while not children.servers:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([Job("serve", serve), Job("interrupt", interrupt)], workers=2, children=children)
+    assert seen == ["server gone", "the study was stopped"] and time.monotonic() - began < 10
+    assert (tmp_path / "late.log").read_text() == "" and not children.servers and not children.running
+    with pytest.raises(JobFailed, match="stopped"), children.serving(FakeServer()):
+        pytest.fail("a server was started after the end")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.timeout(60)
+def test_sigterm_ends_a_study_as_ctrl_c_does(tmp_path, monkeypatch, number):
+    settings = validate(StudySettings, MINI, source="study.yaml")
+    server = FakeServer()
+
+    def serve_forever(jobs, *, workers, children):
+        def serve() -> None:
+            with children.serving(server):
+                os.kill(os.getpid(), number)
+                server.ended.wait(20)
+
+        return run_jobs([Job("serve", serve)], workers=workers, children=children)
+
+    monkeypatch.setattr(study_run._Study, "make_traces", lambda self: None)
+    monkeypatch.setattr(study_run, "run_jobs", serve_forever)
+    before = signal.getsignal(number)
+    with pytest.raises(study_run.Stopped) as stopped:
+        study_run.run(settings, tmp_path / "out", command="")
+    assert stopped.value.signal == number and server.ended.is_set()
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (changed(margin_points=3), "margin_points 2.0 -> 3.0"),
+        (changed(confidence=0.9), "confidence 0.95 -> 0.9"),
+        (changed(data_seed=4), "data_seed 0 -> 4"),
+        (changed(tasks=[{"task": "max", "train": 300, "test": 41}]), "tasks.max.test 40 -> 41"),
+        (
+            changed(contrasts=[{"verdict_size": "tiny"}, {"treatment": "ift", "control": "reasoning"}]),
+            "contrasts.1.control (none) -> reasoning",
+        ),
+    ],
+)
+def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, values, said):
+    first = validate(StudySettings, MINI, source="study.yaml")
+    declare(first, tmp_path)
+    declare(first, tmp_path)
+    kept = (tmp_path / "declared.json").read_bytes()
+    with pytest.raises(InputError, match="choose another --out") as caught:
+        declare(validate(StudySettings, values, source="study.yaml"), tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "declared.json").read_bytes() == kept
+    # What is not declared may change: another learning rate is another student, not another question.
+    declare(validate(StudySettings, changed(training={"batch": 4}), source="study.yaml"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "workers", "said"),
+    [
+        (MINI, 0, "workers: expected at least 1, found 0"),
+        (MINI, -2, "workers"),
+        (changed(tasks=[{"task": "max", "train": 300, "test": 10**9}]), 1, "max"),
+        (changed(tasks=[{"task": "max", "train": 10**9, "test": 40}]), 1, "max"),
+        (changed(serving={"requests": 10**9}), 1, "max"),
+    ],
+)
+def test_a_study_that_cannot_end_well_does_not_start(tmp_path, values, workers, said):
+    settings = validate(StudySettings, values, source="study.yaml")
+    with pytest.raises(InputError, match=said):
+        study_run.run(settings, tmp_path / "out", command="", workers=workers)
+    assert not (tmp_path / "out").exists()
 
 
 def start(preset: Path, out: Path) -> subprocess.Popen:

@@ -64,6 +64,23 @@ LETTERS = {
     "A or B": None,
     "The answer is A or B": None,
     "The answer is not B": None,
+    "A. B. C. D.": None,
+    "A) 5 B) 7 C) 9": None,
+    "(A) (B)": None,
+    "A:5 B:7": None,
+    "A.B.C.D.": None,
+    "Option A: 5. Option B: 7.": None,
+    "option A or B": None,
+    "B) 5, but A) would do": None,
+    r"\boxed{A) 5 B) 7}": None,
+    "A) 5 B) 7 C) 9. The answer is B.": "B",
+    r"A) 5 B) 7, so \boxed{B}": "B",
+    "Option A is too small, so the correct option is C": "C",
+    "I choose option D.": "D",
+    "B) 6 A.M.": "B",
+    "C) A:B = 2:3": "C",
+    "B) P(A) = 1/2": "B",
+    "B) 5. Yes, (B).": "B",
     "A3:A3,B9:B9,C5:B9,D1:B9": None,
     "Apples are the answer": None,
     "6000": None,
@@ -103,6 +120,19 @@ def test_any_integer_in_any_dress():
         for text in (f"{sign}{size}", f"{sign}${size:,}.00", f"{sign}{size:,} apples", rf"\boxed{{{sign}{size:,}}}"):
             assert final_number(text) == number
             assert final_number(text) != number + 1
+
+
+def test_listing_the_options_chooses_none():
+    rng = random.Random()
+    for _ in range(200):
+        letters = rng.sample("ABCDEFGHIJ", rng.randrange(2, 6))
+        form = rng.choice(("{})", "({})", "{}.", "{}:", "option {}", "Choice ({})"))
+        options = [f"{form.format(letter)} {rng.randrange(100)}" for letter in letters]
+        text = rng.choice((" ", "\n", ", ")).join(options)
+        assert option_letter(text) is None
+        chosen = rng.choice(letters)
+        assert option_letter(f"{text}\nThe answer is {chosen}.") == chosen
+        assert option_letter(rf"{text} \boxed{{{chosen}}}") == chosen
 
 
 @given(st.text(alphabet=st.sampled_from("0189.,-+$*/(){}\\boxedanswer is:ABC \n"), max_size=200))

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from distill.artifact import content_key
+from distill.cli import app
 from distill.errors import InputError
+from distill.journal import Journal
 from distill.process import child_environment
 from distill.settings import validate
 from distill.tasks import get_task
 from distill.traces.generate import generate, generate_recipe
-from distill.traces.journal import Journal
 from distill.traces.settings import EndpointSettings, GenerateSettings
 from distill.traces.store import read_pairs, read_rejected
 
@@ -124,7 +126,7 @@ def test_killed_at_random_moments(tmp_path, teacher, fresh_answers):
         child.wait()
         assert not (out / "manifest.json").exists()
         with Journal(out / "journal.jsonl") as journal:
-            found = {key: journal.get(key) for key in journal._places}
+            found = {key: journal.get(key) for key in journal}
         assert all(found[key] == answer for key, answer in kept.items()) and len(found) >= len(kept)
         kept = found
     made = generate(settings, out)
@@ -135,27 +137,6 @@ def test_killed_at_random_moments(tmp_path, teacher, fresh_answers):
     if not fresh_answers:
         generate(settings, tmp_path / "uninterrupted")
         assert data_files(tmp_path / "uninterrupted") == data_files(out)
-
-
-def test_a_torn_last_line_is_cut_off(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        for i in range(3):
-            journal.append(f"k{i}", {"text": "é\u2028\n" * i})
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        complete = whole[:cut].count(b"\n")
-        with Journal(path) as journal:
-            assert len(journal) == complete
-            for i in range(complete):
-                assert journal.get(f"k{i}") == {"text": "é\u2028\n" * i}
-            journal.append("new", {"text": "after"})
-        with Journal(path) as journal:
-            assert len(journal) == complete + 1 and journal.get("new") == {"text": "after"}
-    path.write_bytes(b"garbage\n" + whole)
-    with pytest.raises(InputError, match=r"journal\.jsonl:1: damaged"):
-        Journal(path)
 
 
 def by_thinking(when_on, when_off=None):
@@ -279,6 +260,51 @@ def test_what_is_not_part_of_the_answer_is_not_part_of_the_key(tmp_path, teacher
     for change in ({"temperature": 0.1}, {"revision": "r2"}, {"max_tokens": 9}, {"thinking": "system"}, {"top_p": 0.5}):
         with pytest.raises(InputError, match="other settings"):
             generate(endpoint_settings(teacher, count=4, **change), tmp_path / "t")
+
+
+def test_the_command_line_takes_prices_and_revision(tmp_path, teacher):
+    flags = f"--tasks add=3 --teacher {teacher.url} --model fake --revision r7 --out {tmp_path / 't'}"
+    prices = "--usd-per-million-input 0.5 --usd-per-million-output 2"
+    assert CliRunner().invoke(app, ["traces", "generate", *flags.split(), *prices.split()]).exit_code == 0
+    told = EndpointSettings(
+        url=teacher.url, model="fake", revision="r7", usd_per_million_input=0.5, usd_per_million_output=2
+    )
+    made = generate(GenerateSettings(tasks={"add": 3}, teacher=told), tmp_path / "t")
+    assert made.recipe["teacher"]["revision"] == "r7" and made.recipe["teacher"]["usd_per_million_output"] == 2
+    assert teacher.requests == 6 and all(pair.ift.cost_usd > 0 for pair in read_pairs(tmp_path / "t"))
+
+
+def test_a_price_edit_buys_no_answer_again(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr("distill.serve.client.BACKOFF_S", 0.001)
+    prices, good = [random.randrange(1, 50) for _ in range(2)], teacher.reply
+    teacher.reply = lambda body: good(body) if len(teacher.asked) <= 40 else 503
+    old = endpoint_settings(teacher, count=30, usd_per_million_input=7, usd_per_million_output=7)
+    with pytest.raises(InputError, match="finished answers are kept"):
+        generate(old, tmp_path / "t")
+    new = endpoint_settings(teacher, count=30, usd_per_million_input=prices[0], usd_per_million_output=prices[1])
+    with pytest.raises(InputError, match=r"other settings \(.*usd_per_million"):
+        generate(new, tmp_path / "t")
+    with Journal(tmp_path / "t" / "journal.jsonl") as journal:
+        kept = len(journal)
+    before, teacher.reply = teacher.requests, good
+    (tmp_path / "t" / "recipe.json").unlink()
+    generate(new, tmp_path / "t")
+    assert kept >= 20 and teacher.requests - before == 60 - kept
+    for pair in read_pairs(tmp_path / "t"):
+        for trace in (pair.reasoning, pair.ift):
+            output = trace.reasoning_tokens + trace.answer_tokens
+            assert trace.cost_usd == pytest.approx((prices[0] * 10 + prices[1] * output) / 1e6)
+
+
+@pytest.mark.parametrize("bad", ["sk-sec\nret", "sk-secret\u200b", "sk-se cret"])
+def test_a_key_that_cannot_be_sent_is_named_by_its_place(tmp_path, teacher, monkeypatch, bad):
+    monkeypatch.setenv("MY_KEY", bad)
+    with pytest.raises(InputError, match="environment variable MY_KEY: expected printable ASCII") as caught:
+        generate(endpoint_settings(teacher, api_key_env="MY_KEY"), tmp_path / "t")
+    assert "sk-" not in str(caught.value) and teacher.requests == 0
+    teacher.key = "sk-secret"
+    monkeypatch.setenv("MY_KEY", " sk-secret\n")
+    assert generate(endpoint_settings(teacher, count=3, api_key_env="MY_KEY"), tmp_path / "t").summary["pairs"] == 3
 
 
 def test_a_disk_that_fills_is_one_clear_line(tmp_path):

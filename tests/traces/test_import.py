@@ -1,6 +1,7 @@
 """Imports: every row of a file becomes a pair, a labelled rejection or one clear error."""
 
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import InputError
+from distill.tasks import get_task
+from distill.tasks.task import split_of
+from distill.traces import sources
 from distill.traces.import_traces import import_file
 from distill.traces.store import read_pairs, read_rejected
 
@@ -77,14 +81,69 @@ def test_a_bad_row_ends_the_import_or_is_set_aside(tmp_path, bad, reason, messag
 
 def test_worked_solutions(tmp_path):
     gsm8k = [{"question": f"{i}?", "answer": f"It is <<{i}={i}>>{i}.\n#### {i}"} for i in range(20)]
-    import_file(write_jsonl(tmp_path / "g.jsonl", gsm8k), "gsm8k", tmp_path / "g")
+    import_file(write_jsonl(tmp_path / "g.jsonl", gsm8k), "gsm8k", tmp_path / "g", splits="all")
     for i, pair in enumerate(read_pairs(tmp_path / "g")):
         assert (pair.reasoning.reasoning, pair.reasoning.answer, pair.ift.answer) == (f"It is {i}.", f"{i}", f"{i}")
         assert pair.reasoning.verified and pair.ift.verified and pair.problem.task == "gsm8k"
     aqua = [{"question": "1+1?", "options": ["A)1", "B)2"], "rationale": "It is 2.", "correct": "B"}]
-    import_file(write_jsonl(tmp_path / "a.json", aqua), "aqua", tmp_path / "a")
+    import_file(write_jsonl(tmp_path / "a.json", aqua), "aqua", tmp_path / "a", splits="all")
     (pair,) = read_pairs(tmp_path / "a")
     assert (pair.problem.prompt, pair.reasoning.reasoning, pair.ift.answer) == ("1+1?\nA) 1\nB) 2", "It is 2.", "B")
+
+
+@pytest.mark.parametrize("layout", ["gsm8k", "aqua"])
+def test_what_is_asked_of_the_same_file_is_not_trained_on(tmp_path, layout):
+    start = random.randrange(10**6)
+    rows = [
+        {"question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}"}
+        if layout == "gsm8k"
+        else {"question": f"What is {i}?", "options": [f"A){i}", "B)0"], "rationale": f"It is {i}.", "correct": "A"}
+        for i in range(start, start + 300)
+    ]
+    path = write_jsonl(tmp_path / "questions.jsonl", rows)
+    made = import_file(path, layout, tmp_path / "t")  # held-out rows end no import: they are no faults
+    pairs, rejected = read_pairs(tmp_path / "t"), read_rejected(tmp_path / "t")
+    held_out = {split: get_task(layout, path).problems(split, 5, 0) for split in ("validation", "test")}
+    trained_on = {pair.problem.id for pair in pairs}
+    assert not any(problem.id in trained_on for problems in held_out.values() for problem in problems)
+    assert {split_of(pair.problem.prompt) for pair in pairs} == {"train"}
+    assert made.summary == {"pairs": len(pairs), "rejected": {"held_out": len(rejected)}, "questions": 300}
+    assert {split_of(row.problem.prompt) for row in rejected} == {"validation", "test"}
+    assert all(row.reason == "held_out" and row.source.startswith("questions.jsonl:") for row in rejected)
+    everything = import_file(path, layout, tmp_path / "all", splits="all")
+    assert everything.summary == {"pairs": 300, "rejected": {}, "questions": 300} and everything.key != made.key
+
+
+def test_splits_of_pairs_are_taken_only_when_asked_for(tmp_path):
+    path = write_jsonl(tmp_path / "p.jsonl", [row(i) for i in range(200)])
+    assert import_file(path, "pairs", tmp_path / "all").summary["pairs"] == 200
+    trained = sum(split_of(f"q{i}") == "train" for i in range(200))
+    made = import_file(path, "pairs", tmp_path / "train", splits="train")
+    assert made.summary == {"pairs": trained, "rejected": {"held_out": 200 - trained}, "questions": 200}
+    with pytest.raises(InputError, match="unknown splits 'trian': did you mean 'train'"):
+        import_file(path, "pairs", tmp_path / "t", splits="trian")
+
+
+def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "_data_set", lambda name, load: asked.append(name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in (
+        "nowhere/pairz.jsonl",
+        "nowhere/p.parquet",
+        "data/pairz",
+        "data/pairz.jsnol",
+        "a/b/c",
+        "../a",
+        "pairz",
+    ):
+        with pytest.raises(InputError, match="no such file"):
+            sources.open_source(Path(name), "pairs")
+    assert not asked
+    for name in ("owner/pairs", "Some-Lab/pairs-v1.5", "lab/GSM8k_0.5b"):
+        sources.open_source(Path(name), "pairs")
+    assert asked == ["owner/pairs", "Some-Lab/pairs-v1.5", "lab/GSM8k_0.5b"]
 
 
 def test_unusable_files(tmp_path):
@@ -148,8 +207,9 @@ def test_every_line_is_accounted_for(tmp_path_factory, lines):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real files are not here")
 def test_the_real_files(tmp_path):
-    assert import_file(DATA / "gsm8k" / "test.jsonl", "gsm8k", tmp_path / "g").summary["pairs"] == 1319
-    assert import_file(DATA / "aqua" / "dev.json", "aqua", tmp_path / "a").summary["pairs"] == 254
+    for layout, file, count in (("gsm8k", "test.jsonl", 1319), ("aqua", "dev.json", 254)):
+        made = import_file(DATA / layout / file, layout, tmp_path / layout[0], splits="all")
+        assert made.summary == {"pairs": count, "rejected": {}, "questions": count}
     assert all(t.verified for p in read_pairs(tmp_path / "g") for t in (p.reasoning, p.ift))
 
 
