@@ -12,6 +12,7 @@ import typer
 from distill import __version__, console
 from distill.errors import InputError
 
+INTERRUPTED = 128 + signal.SIGINT
 UsageError = typer.BadParameter.__bases__[0]  # click's, or that of the copy which newer versions of typer carry
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -408,7 +409,10 @@ def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, an interrupted run in 128 + the signal's number."""
     debug = "--debug" in sys.argv[1:]
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            console.note("interrupted; what was finished is kept, run the same command again")
+        sys.exit(code)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -416,8 +420,6 @@ def main() -> None:
         _fail(" ".join(error.format_message().split()), 2, debug)
     except InputError as error:
         _fail(str(error), 2, debug)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; what was finished is kept, run the same command again", 128 + signal.SIGINT, debug)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

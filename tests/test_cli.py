@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -250,3 +252,18 @@ def test_importing_the_command_line_imports_nothing_heavy():
     code = f"import sys, distill.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=child_environment(1))
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_ctrl_c_says_that_what_was_finished_is_kept(tmp_path):
+    run = subprocess.Popen(
+        distill_command("bench", "training", "--steps", "50", "--out", str(tmp_path / "b.json")),
+        env=child_environment(1),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(5)  # somewhere in imports or set-up
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in said, said
+    assert "run the same command again" in said
+    assert not (tmp_path / "b.json").exists()
