@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from distill.artifact import folder_identity
 from distill.errors import InputError
@@ -95,6 +96,7 @@ def load_origin(
     what our head computes.
     """
     check_student(student)
+    transformers_logging.disable_progress_bar()  # its bars of half a second break ours
     attention = "distill" if packed else "sdpa"
     if packed:
         register_attention()

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from distill import artifact, console
 from distill.artifact import Artifact
@@ -388,7 +387,6 @@ def _save(origin: Origin, folder: Path) -> None:
     """The student in Hugging Face layout, as transformers and vLLM load it."""
     chat = origin.chat
     model = origin.model.to(origin.save_dtype)
-    transformers_logging.disable_progress_bar()
     if model.generation_config is not None:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
