@@ -245,25 +245,28 @@ def _require_same(path: Path, kind: str, recipe: dict, key: str, found: dict, *,
     state = "already holds" if finished else "was started as"
     if found["kind"] != kind:
         raise InputError(f"{path}: {state} {found['kind']}, not {kind}; choose another --out")
-    old, new = _flatten(found["recipe"]), _flatten(recipe)
-    changes = [
-        f"{name} {_short(old.get(name, '(none)'))} -> {_short(new.get(name, '(none)'))}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    differing = changes(found["recipe"], recipe)
     raise InputError(
-        f"{path}: {state} {kind} with other settings ({'; '.join(changes)}); choose another --out or delete it"
+        f"{path}: {state} {kind} with other settings ({'; '.join(differing)}); choose another --out or delete it"
     )
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v
-            for key, part in value.items()
-            for k, v in _flatten(part, f"{prefix}.{key}" if prefix else str(key)).items()
-        }
-    return {prefix: value}
+def changes(old: Any, new: Any) -> list[str]:
+    """What differs between two JSON values, leaf by leaf: ["contrasts.0.control ift -> (none)"]."""
+    old, new = _leaves(old), _leaves(new)
+    return [
+        f"{name} {_short(old.get(name, '(none)'))} -> {_short(new.get(name, '(none)'))}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Every value that holds no others, by its path."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if parts is None:
+        return {name: value}
+    return {k: v for key, part in parts for k, v in _leaves(part, f"{name}.{key}" if name else str(key)).items()}
 
 
 def _short(value: Any) -> str:

@@ -34,7 +34,7 @@ from distill.tasks.task import Metric, Task
 KIND = "evaluation"
 GRADING_VERSION = 1  # part of every key: raise it when the same output would get another grade
 
-DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Subject:
     @property
     def dtype(self) -> str:
         """The checkpoint's own dtype: vLLM would turn fp32 into bf16, and then other answers come out."""
-        return DTYPES.get(str(getattr(self.config, "dtype", None)).removeprefix("torch."), "auto")
+        name = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
+        return name if name in DTYPES else "auto"
 
 
 def load_subject(folder: Path) -> Subject:
