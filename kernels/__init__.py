@@ -8,6 +8,7 @@ from importlib import import_module
 # No file carries the name of a function: importing it would put the module in the function's place.
 _HOME_OF = {
     "linear_cross_entropy": "cross_entropy",
+    "linear_topk_divergence": "topk_divergence",
     "varlen_attention": "attention",
     "attention_plan": "attention",
     "choose_attention": "attention",

@@ -1,18 +1,30 @@
 """Cross-entropy of a linear head that never holds the logits of all rows.
 
-This file holds what does not depend on the implementation: arguments, which rows count, autograd. The arithmetic
-is `chunked_cross_entropy.chunked_pass`; the specification is `reference.linear_cross_entropy`.
+This file holds the arguments and the operator; the passes over the vocabulary are in linear_loss.py, what a row's loss is in
+row_losses.py, and the specification is `reference.linear_cross_entropy`.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .chunked_cross_entropy import LossOptions, Pass, chunked_pass
+from .linear_arguments import check_head, check_ids, check_rows, compute_dtype, kept_count
+from .linear_loss import Needs, losses_and_gradients
+from .linear_loss_ops import (
+    cast_head,
+    fake_gradients,
+    kept_indices,
+    register_fused_autograd,
+    run_statistics,
+    select,
+    spread,
+    spread_gradients,
+)
+from .row_losses import CrossEntropy
 
-REDUCTIONS = ("mean", "sum", "none")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class LinearCrossEntropyStats(NamedTuple):
@@ -31,227 +43,168 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     token_weights: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     return_stats: bool = False,
     workspace_bytes: int | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, LinearCrossEntropyStats]:
     """Cross-entropy of softmax(hidden[N,H] @ weight[V,H].T + bias[V]) against labels[N]; float32 (or float64) loss.
 
-    With reduction "mean" or "sum" the gradients are computed in the forward pass (6 N H V FLOP for all); with
-    "none" the logits are computed again in the backward pass (8 N H V). Ignored rows cost nothing. A frozen
-    hidden, weight or bias skips its gradient.
+    With reduction "mean" or "sum" the gradients are computed in the forward pass (6 N H V FLOP for all); with "none" or a
+    group the logits are computed again in the backward pass (8 N H V). Ignored rows cost nothing. A frozen hidden,
+    weight or bias skips its gradient. Works under torch.compile(fullgraph=True).
 
     Under autocast the products run in the autocast dtype, as F.linear's would; a float32 weight beside a hidden
-    of lower precision is cast once. Softmax statistics are float32.
+    of lower precision is cast once. Softmax statistics are float32, and so are sums over chunks.
 
     token_weights[N]: multiplies each row's whole loss; a constant, not differentiated.
     reduction: "mean" divides by the count of kept rows, with token weights too; it is 0 if every row is ignored.
+    ignore_index: None says that no row is ignored; a GPU is then not asked how many there are.
     z_loss: adds z_loss * lse^2 to each row.
     softcap: logits become softcap * tanh(logits / softcap).
-    return_stats: also return LinearCrossEntropyStats, at the price of one argmax.
+    return_stats: also return LinearCrossEntropyStats.
     workspace_bytes: bound on the logits held at once (at least one row's); the default is made for speed, and small
-    beside the logits of all rows.
+    beside the logits of all rows. The result does not depend on it but for rounding.
+    group: the vocabulary is split over the group's ranks: weight[V/ranks,H] and bias are this rank's, in the order of ranks, while
+    hidden and labels are the same on all. The loss, the stats and hidden's gradient come out the same on all.
     """
-    _check(hidden, weight, labels, bias, token_weights, reduction, label_smoothing, softcap, workspace_bytes)
-    rows, kept_labels = _kept_rows(labels, ignore_index, weight.shape[0])
-    row_weights = None
-    if token_weights is not None:
-        stats_dtype = torch.promote_types(hidden.dtype, torch.float32)
-        row_weights = token_weights.detach().to(stats_dtype)
-        row_weights = row_weights if rows is None else row_weights.index_select(0, rows)
-    call = _Call(
-        rows=rows,
-        labels=kept_labels,
-        row_weights=row_weights,
-        options=LossOptions(z_loss, label_smoothing, softcap),
-        dtype=_compute_dtype(hidden),
-        scale=1.0 / max(1, kept_labels.shape[0]) if reduction == "mean" else 1.0,
-        need_correct=return_stats,
-        workspace_bytes=workspace_bytes,
-        # Inside autograd.Function these two can no longer be asked.
-        grad_enabled=torch.is_grad_enabled(),
-        total_rows=labels.shape[0],
-    )
-    function = _RowLosses if reduction == "none" else _ReducedLoss
-    loss, lse, logprobs, correct = function.apply(hidden, weight, bias, call)
-    if not return_stats:
-        return loss
-    return loss, LinearCrossEntropyStats(call.spread(lse), call.spread(logprobs), call.spread(correct))
-
-
-class _Call(NamedTuple):
-    """What one call carries through autograd that is not differentiated."""
-
-    rows: Tensor | None  # indices of the kept rows; None if all are
-    labels: Tensor  # of the kept rows
-    row_weights: Tensor | None  # of the kept rows
-    options: LossOptions
-    dtype: torch.dtype  # of the matrix products
-    scale: float
-    need_correct: bool
-    workspace_bytes: int | None
-    grad_enabled: bool
-    total_rows: int
-
-    def run(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        row_weights: Tensor | None,
-        needs: tuple[bool, ...],
-        need_correct: bool,
-    ) -> Pass:
-        x = hidden if self.rows is None else hidden.index_select(0, self.rows)
-        return chunked_pass(
-            x.to(self.dtype),
-            weight.to(self.dtype),
-            None if bias is None else bias.to(self.dtype),
-            self.labels,
-            row_weights,
-            self.options,
-            need_d_hidden=needs[0],
-            need_d_weight=needs[1],
-            need_d_bias=needs[2],
-            need_correct=need_correct,
-            workspace_bytes=self.workspace_bytes,
-        )
-
-    def spread(self, kept: Tensor) -> Tensor:
-        """Values of the kept rows at their places among all rows, zeros elsewhere."""
-        if self.rows is None:
-            return kept
-        return kept.new_zeros(self.total_rows, *kept.shape[1:]).index_copy_(0, self.rows, kept)
-
-
-class _ReducedLoss(torch.autograd.Function):
-    """Sum or mean: the gradients up to one factor are known in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> tuple[Any, ...]:
-        needs = tuple(call.grad_enabled and need for need in ctx.needs_input_grad[:3])
-        result = call.run(hidden, weight, bias, call.row_weights, needs, call.need_correct)
-        ctx.save_for_backward(result.d_hidden, result.d_weight, result.d_bias)
-        ctx.call = call
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        stats = result.lse, result.logprobs, result.correct
-        ctx.mark_non_differentiable(*(value for value in stats if value is not None))
-        ctx.set_materialize_grads(False)
-        return result.losses.sum() * call.scale, *stats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, d_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if d_loss is None:
-            return None, None, None, None
-        factor = d_loss * ctx.call.scale
-        # Products, never in place: the saved tensors must survive a second backward.
-        d_hidden, d_weight, d_bias = (
-            None if saved is None else _scaled(saved, factor, dtype)
-            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return None if d_hidden is None else ctx.call.spread(d_hidden), d_weight, d_bias, None
-
-
-class _RowLosses(torch.autograd.Function):
-    """No reduction: the upstream gradient differs by row and is known only in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> tuple[Any, ...]:
-        result = call.run(hidden, weight, bias, call.row_weights, (False, False, False), call.need_correct)
-        ctx.save_for_backward(hidden, weight, bias)
-        ctx.call = call
-        stats = result.lse, result.logprobs, result.correct
-        ctx.mark_non_differentiable(*(value for value in stats if value is not None))
-        ctx.set_materialize_grads(False)
-        return call.spread(result.losses), *stats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, d_losses: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if d_losses is None:
-            return None, None, None, None
-        call, (hidden, weight, bias) = ctx.call, ctx.saved_tensors
-        factors = d_losses if call.rows is None else d_losses.index_select(0, call.rows)
-        if call.row_weights is not None:
-            factors = factors * call.row_weights
-        result = call.run(hidden, weight, bias, factors, ctx.needs_input_grad[:3], need_correct=False)
-        d_hidden, d_weight, d_bias = result.d_hidden, result.d_weight, result.d_bias
-        return (
-            None if d_hidden is None else call.spread(d_hidden.to(hidden.dtype)),
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            None,
-        )
-
-
-def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """saved * factor in `dtype`, rounded once."""
-    wide = torch.promote_types(saved.dtype, dtype)
-    return torch.mul(saved if saved.dtype == wide else saved.to(wide), factor).to(dtype)
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """F.linear's rule: autocast lowers everything but float64."""
-    device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return hidden.dtype
-
-
-def _kept_rows(labels: Tensor, ignore_index: int, vocabulary: int) -> tuple[Tensor | None, Tensor]:
-    """Indices of the rows that count (None if all do) and their labels, checked against the vocabulary on a CPU."""
-    rows = (labels != ignore_index).nonzero().squeeze(1)
-    if rows.shape[0] == labels.shape[0]:
-        rows, kept = None, labels
-    else:
-        kept = labels.index_select(0, rows)
-    kept = kept.long()
-    if kept.device.type == "cpu" and kept.numel():
-        low, high = (int(value) for value in kept.aminmax())
-        if low < 0 or high >= vocabulary:
-            found = low if low < 0 else high
-            raise ValueError(f"labels: got {found}, takes 0 to {vocabulary - 1} or ignore_index {ignore_index}")
-    return rows, kept
-
-
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    token_weights: Tensor | None,
-    reduction: str,
-    label_smoothing: float,
-    softcap: float | None,
-    workspace_bytes: int | None,
-) -> None:
-    if hidden.ndim != 2 or not hidden.is_floating_point():
-        raise ValueError(f"hidden: got {hidden.dtype} of shape {tuple(hidden.shape)}, takes floating point [N, H]")
-    rows, width = hidden.shape
-    if weight.ndim != 2 or weight.shape[1] != width or weight.shape[0] == 0:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}, takes [V, {width}]")
-    if weight.dtype not in (hidden.dtype, torch.float32) and not torch.is_autocast_enabled(hidden.device.type):
-        raise ValueError(f"weight: got {weight.dtype}, takes {hidden.dtype} (hidden's) or torch.float32")
-    if labels.shape != (rows,) or labels.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, takes int64 or int32 [{rows}]")
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, takes [{weight.shape[0]}]")
-    if token_weights is not None and token_weights.shape != (rows,):
-        raise ValueError(f"token_weights: got shape {tuple(token_weights.shape)}, takes [{rows}]")
-    if token_weights is not None and token_weights.requires_grad:
-        raise ValueError("token_weights: got a tensor that requires a gradient, takes constants")
-    for name, tensor in (("weight", weight), ("labels", labels), ("bias", bias), ("token_weights", token_weights)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name}: got a tensor on {tensor.device}, takes one on {hidden.device} (hidden's)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: got {reduction!r}, takes one of {', '.join(REDUCTIONS)}")
+    check_head(hidden, weight, bias, softcap, workspace_bytes)
+    check_rows(hidden, token_weights, reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: got {label_smoothing}, takes 0 to 1")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: got {softcap}, takes a number above 0 or None")
-    if workspace_bytes is not None and workspace_bytes <= 0:
-        raise ValueError(f"workspace_bytes: got {workspace_bytes}, takes a number of bytes above 0 or None")
+    if labels.shape != hidden.shape[:1] or labels.dtype not in (torch.int64, torch.int32):
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"labels: got {found}, takes int64 or int32 [{hidden.shape[0]}]")
+    if labels.device != hidden.device:
+        raise ValueError(f"labels: got a tensor on {labels.device}, takes one on {hidden.device} (hidden's)")
+    dtype = compute_dtype(hidden)
+    shards = 1 if group is None else group.size()
+    vocabulary = weight.shape[0] * shards
+    kept = None if ignore_index is None else labels != ignore_index
+    check_ids("labels", labels, kept, vocabulary, "" if ignore_index is None else f" or ignore_index {ignore_index}")
+    if token_weights is not None:
+        token_weights = token_weights.detach().to(torch.promote_types(dtype, torch.float32))
+
+    if group is None and reduction != "none":
+        grad = torch.is_grad_enabled()
+        loss, lse, logprobs, correct, *_ = linear_cross_entropy_sum(
+            hidden,
+            weight,
+            bias,
+            labels.long(),
+            kept,
+            token_weights,
+            z_loss,
+            label_smoothing,
+            softcap,
+            dtype,
+            [grad and x is not None and x.requires_grad for x in (hidden, weight, bias)],
+            return_stats,
+            workspace_bytes,
+        )
+        stats = (lse.detach(), logprobs.detach(), correct) if return_stats else None
+    else:
+        losses, stats = _row_losses(
+            hidden, weight, bias, labels.long(), kept, token_weights, z_loss, label_smoothing, softcap, dtype,
+            return_stats, workspace_bytes, group,
+        )  # fmt: skip
+        loss = losses if reduction == "none" else losses.sum()
+    if reduction == "mean":
+        loss = loss / kept_count(kept, labels)
+    return (loss, LinearCrossEntropyStats(*stats)) if return_stats else loss
+
+
+@torch.library.custom_op("distill::linear_cross_entropy_sum", mutates_args=())
+def linear_cross_entropy_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    kept: Tensor | None,
+    token_weights: Tensor | None,
+    z_loss: float,
+    label_smoothing: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+    needs: list[bool],
+    need_stats: bool,
+    workspace_bytes: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sum of losses; lse, logprobs, correct[N] if asked for; gradients of hidden, weight, bias if needed; else empty."""
+    rows = kept_indices(kept)
+    weights = None if token_weights is None else select(token_weights, rows)
+    row_loss = CrossEntropy(weights, z_loss, label_smoothing, weight.shape[0])
+    kept_labels = select(labels, rows)
+    losses, stats, found = losses_and_gradients(
+        select(hidden, rows).to(dtype),
+        cast_head(weight, bias, dtype, softcap, temperature=1.0),
+        kept_labels[:, None],
+        row_loss,
+        Needs(*needs),
+        need_argmax=need_stats,
+        workspace_bytes=workspace_bytes,
+    )
+    if need_stats:
+        per_row = (stats.lse, stats.z[:, 0] - stats.lse, stats.argmax == kept_labels)
+        per_row = tuple(spread(x, rows, labels.shape[0]) for x in per_row)
+    else:
+        per_row = tuple(losses.new_empty(0, dtype=kind) for kind in (losses.dtype, losses.dtype, torch.bool))
+    return losses.sum(), *per_row, *spread_gradients(found, rows, hidden)
+
+
+@linear_cross_entropy_sum.register_fake
+def _(hidden, weight, bias, labels, kept, token_weights, z_loss, label_smoothing, softcap, dtype, needs, need_stats, _):
+    wide = torch.promote_types(dtype, torch.float32)
+    rows = labels.shape if need_stats else (0,)
+    return (
+        hidden.new_empty((), dtype=wide),
+        *(hidden.new_empty(rows, dtype=kind) for kind in (wide, wide, torch.bool)),
+        *fake_gradients(hidden, weight, bias, dtype, needs),
+    )
+
+
+register_fused_autograd(linear_cross_entropy_sum)
+
+
+def _row_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    kept: Tensor | None,
+    token_weights: Tensor | None,
+    z_loss: float,
+    label_smoothing: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+    need_stats: bool,
+    workspace_bytes: int | None,
+    group: "ProcessGroup | None",
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """losses[N], composed from differentiable statistics, and (lse, logprobs, correct)."""
+    ids = labels[:, None] if kept is None else torch.where(kept, labels, -1)[:, None]
+    needs = {"need_mean": label_smoothing > 0, "need_argmax": need_stats}
+    vocabulary = weight.shape[0]
+    if group is None:
+        stats = run_statistics(
+            hidden, weight, bias, ids, kept, softcap, 1.0, dtype, **needs, workspace_bytes=workspace_bytes
+        )
+    else:
+        from .vocabulary_parallel import parallel_statistics
+
+        vocabulary *= group.size()
+        stats = parallel_statistics(
+            hidden, weight, bias, ids, kept, softcap, dtype, **needs, workspace_bytes=workspace_bytes, group=group
+        )
+    losses = CrossEntropy(token_weights, z_loss, label_smoothing, vocabulary).losses(stats, slice(None))
+    if kept is not None:
+        losses = torch.where(kept, losses, 0.0)
+    if not need_stats:
+        return losses, None
+    correct = stats.argmax == labels
+    if kept is not None:
+        correct = correct & kept
+    return losses, (stats.lse.detach(), (stats.z[:, 0] - stats.lse).detach(), correct)

@@ -52,6 +52,57 @@ def linear_cross_entropy(
     return losses.sum() / kept.sum().clamp(min=1), stats
 
 
+def linear_topk_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher_ids: Tensor,
+    teacher_logprobs: Tensor,
+    *,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    ce_weight: float = 0.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
+    """Divergence over K + 1 buckets, the teacher's ids and the rest, of hidden[N,H] @ weight[V,H].T / temperature."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logp_NV = (logits / temperature).log_softmax(-1)
+
+    losses = []
+    for logp_V, ids, logq in zip(logp_NV, teacher_ids.long(), teacher_logprobs.to(logp_NV.dtype), strict=True):
+        listed = ids[~logq.isneginf()]
+        rest = torch.ones_like(logp_V, dtype=torch.bool).index_fill(0, listed, False)
+        p = torch.cat([logp_V[listed].exp(), logp_V[rest].exp().sum()[None]])
+        q = logq[~logq.isneginf()].exp()
+        q = torch.cat([q, (1 - q.sum()).clamp(min=torch.finfo(torch.float32).eps)[None]])
+        m = beta * q + (1 - beta) * p
+        kl_to_student, kl_from_student = (q * (q / p).log()).sum(), (p * (p / q).log()).sum()
+        jsd = beta * (q * (q / m).log()).sum() + (1 - beta) * (p * (p / m).log()).sum()
+        losses.append({"forward_kl": kl_to_student, "reverse_kl": kl_from_student, "jsd": jsd}[divergence])
+    losses = torch.stack(losses)
+
+    kept = torch.ones_like(losses, dtype=torch.bool) if labels is None else labels != ignore_index
+    if ce_weight:
+        hard = -logp_NV.gather(1, labels.where(kept, 0)[:, None]).squeeze(1)
+        losses = (1 - ce_weight) * losses + ce_weight * hard
+    if token_weights is not None:
+        losses = losses * token_weights
+    losses = losses.where(kept, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / kept.sum().clamp(min=1)
+
+
 def varlen_attention(
     q: Tensor,
     k: Tensor,

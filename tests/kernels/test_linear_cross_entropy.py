@@ -152,7 +152,7 @@ def test_backward_twice_gives_the_same_gradients_and_second_order_is_refused(red
 
     loss = linear_cross_entropy(hidden, weight, labels, reduction=reduction).sum()
     (d_hidden,) = torch.autograd.grad(loss * loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="no autograd formula"):
         d_hidden.sum().backward()
 
 
