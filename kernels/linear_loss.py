@@ -176,14 +176,18 @@ def _copy_stats(total: RowStats, rows: slice, part: RowStats) -> None:
             whole[rows] = values
 
 
+def products_come_wide(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a product of `dtype` can come out in float32, to be accumulated; a CPU has none that does."""
+    return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
 class _Accumulator:
     """The three gradients as chunks come in; products are accumulated in float32 whatever the chunk."""
 
     def __init__(self, hidden: Tensor, head: Head, needs: Needs, chunks: int) -> None:
         self.head, self.needs = head, needs
         self.wide = torch.promote_types(hidden.dtype, torch.float32)
-        # Products that are accumulated come out in float32 at once; a CPU has no such product for bfloat16.
-        self.product_is_wide = hidden.device.type == "cuda" and hidden.dtype != self.wide
+        self.product_is_wide = products_come_wide(hidden.device.type, hidden.dtype)
         self.chunks = chunks
         self.d_hidden = torch.empty_like(hidden) if needs.hidden else None
         self.d_weight: Tensor | None = None

@@ -7,6 +7,7 @@
 A backend holds the buffer of one chunk and gives views of it, good until its next call.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -35,31 +36,31 @@ class Logits(Protocol):
         """dz/draw (factor * p + uniform) [n,V], and z[n,K] at the ids; ids are not treated apart."""
 
 
-def unsupported_backend(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why `backend` cannot be used for products of this dtype, or None if it can."""
+def unsupported_backend(backend: str, device_type: str, dtype: torch.dtype, width: int) -> str | None:
+    """Why `backend` cannot be used for products of this dtype with weight[V,width], or None if it can."""
     if backend == "torch":
         return None
     if device_type != "cuda":
         return f"it runs on cuda, not on {device_type}"
-    from importlib.util import find_spec
-
     if not find_spec("triton"):
         return "triton is not installed"
-    if dtype == torch.float64:
-        return "it takes float32, bfloat16 and float16"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16, not {dtype}"
     if backend == "anchored" and dtype != torch.bfloat16:
-        return f"exponentials need bfloat16's range, not {dtype}"
+        return f"exponentials need the range and the size of bfloat16, not {dtype}"
+    if backend == "anchored" and width % 8:
+        return f"rows of {width} elements do not begin at multiples of 16 bytes: a library's product is faster there"
     return None
 
 
-def choose_backend(device_type: str, dtype: torch.dtype) -> str:
+def choose_backend(device_type: str, dtype: torch.dtype, width: int) -> str:
     """The only place that decides."""
-    return next(name for name in BACKENDS if unsupported_backend(name, device_type, dtype) is None)
+    return next(name for name in BACKENDS if unsupported_backend(name, device_type, dtype, width) is None)
 
 
 def make_backend(head: "Head", rows: int, device: torch.device) -> Logits:
     """A backend for chunks of up to `rows` rows."""
-    name = choose_backend(device.type, head.weight.dtype)
+    name = choose_backend(device.type, head.weight.dtype, head.weight.shape[1])
     return AnchoredLogits(head, rows) if name == "anchored" else ProductLogits(head, rows, use_triton=name == "rows")
 
 

@@ -36,7 +36,7 @@ class KernelCase(NamedTuple):
 
     name: str  # unique, with the configuration in it: "flash_forward bf16 D=128 window"
     kernel: Any  # the @triton.jit function
-    signature: dict[str, str]  # argument -> "*bf16", "i32", "fp32", "constexpr"
+    signature: dict[str, str]  # argument -> "*bf16", "i32", "fp32", "constexpr", "tensordesc<bf16[128,64]>"
     constants: dict[str, Any]  # of the constexpr arguments
     aligned: tuple[str, ...]  # arguments that are divisible by 16
     num_warps: int

@@ -1,5 +1,10 @@
-"""What several rooms' tests share: a tiny student with random weights, and one vLLM server for the whole session."""
+"""What several rooms' tests share: Triton's interpreter, a tiny student with random weights, one vLLM server for all.
 
+In the pytest process, and only there, `@triton.jit` functions run in Triton's interpreter: a kernel's mathematics is
+tested without a GPU. `interpret_triton` says what is put right in it; tests/kernels/test_interpreter.py proves it.
+"""
+
+import ctypes
 import importlib.util
 import os
 import secrets
@@ -7,6 +12,114 @@ import secrets
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
+
+
+def interpret_triton() -> None:
+    """Make every @triton.jit function of this process interpreted, as a GPU would compute it.
+
+    The switch must be on while triton is imported, since its own library is decorated then. It may not stay in the
+    environment: child processes (servers, commands, ahead-of-time compilations) want compiled kernels.
+    """
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    triton.knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
+    repair_interpreter()
+
+
+def repair_interpreter() -> None:
+    """Put right where the interpreter silently differs from a GPU.
+
+    It keeps bf16 as uint16 and does arithmetic on those bits: dots, sums, comparisons, atomic additions and casts from
+    integers are garbage, and fp32 is cut off rather than rounded. Here bf16 is widened to fp32, which is exact, and a
+    result that is bf16 is rounded to nearest even; tl.sum of bf16 rounds every partial sum. fp32 dots lose the bits that tf32 has not, unless the kernel asks for
+    input_precision "ieee" or "tf32x3". tl.maximum and tl.minimum drop a NaN, as their hardware instructions do. A float
+    argument is an fp32 value, which widens the bf16 it meets, not a number of Python's.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton._C.libtriton import ir
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
+
+    def is_bf16(handle):
+        return handle.dtype.scalar == tl.bfloat16
+
+    def widened(handle):
+        if not is_bf16(handle):
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def rounded(values):
+        values = np.asarray(values, np.float32)
+        bits = values.view(np.uint32)
+        nearest_even = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        return TensorHandle(np.where(np.isnan(values), 0x7FC0, nearest_even).astype(np.uint16), tl.bfloat16)
+
+    def tf32(handle):
+        return TensorHandle((handle.data.view(np.uint32) & 0xFFFFE000).view(np.float32), tl.float32)
+
+    cast, binary, fma, dot, atomic = (
+        getattr(InterpreterBuilder, name)
+        for name in ("cast_impl", "binary_op", "create_fma", "create_dot", "create_atomic_rmw")
+    )
+
+    def cast_impl(self, src, dst_type):
+        if dst_type.scalar == tl.bfloat16:
+            return rounded(widened(src).data)
+        return cast(self, widened(src), dst_type)
+
+    def binary_op(self, lhs, rhs, op):
+        if not is_bf16(lhs):
+            return binary(self, lhs, rhs, op)
+        values = op(widened(lhs).data, widened(rhs).data)
+        return TensorHandle(values, tl.int1) if values.dtype == bool else rounded(values)
+
+    def create_fma(self, x, y, z):
+        wide = fma(self, widened(x), widened(y), widened(z))
+        return rounded(wide.data) if is_bf16(z) else wide
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if a.dtype.scalar == tl.float32 and input_precision == ir.INPUT_PRECISION.TF32:
+            a, b = tf32(a), tf32(b)
+        return dot(self, widened(a), widened(b), d, input_precision, max_num_imprecise_acc)
+
+    def create_atomic_rmw(self, op, ptr, val, mask, sem, scope):
+        if not is_bf16(val):
+            return atomic(self, op, ptr, val, mask, sem, scope)
+        before = np.zeros(ptr.data.shape, np.uint16)
+        for i in np.argwhere(np.broadcast_to(mask.data, ptr.data.shape)):  # one by one: addresses may repeat
+            i = tuple(i)
+            cell = ctypes.c_uint16.from_address(int(ptr.data[i]))
+            before[i] = cell.value
+            old, change = (TensorHandle(np.array([x], np.uint16), tl.bfloat16) for x in (cell.value, val.data[i]))
+            cell.value = int(binary_op(self, old, change, np.add).data[0])
+        return TensorHandle(before, tl.bfloat16)
+
+    sum_at_once = ReduceOps.sum
+
+    def sum_as_combined(self, x):
+        return self.generic_reduce((x,))[0] if is_bf16(x.handle) else sum_at_once(self, x)
+
+    ReduceOps.sum = sum_as_combined
+    convert = interpreter._implicit_cvt
+
+    def convert_argument(value):
+        if isinstance(value, float):
+            return tl.tensor(TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
+        return convert(value)
+
+    interpreter._implicit_cvt = convert_argument
+    for function in (cast_impl, binary_op, create_fma, create_dot, create_atomic_rmw):
+        setattr(InterpreterBuilder, function.__name__, function)
+    InterpreterBuilder.get_bf16 = lambda self, value: rounded([value])
+    InterpreterBuilder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
+    InterpreterBuilder.create_minnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
+
+
+if importlib.util.find_spec("triton") is not None:
+    interpret_triton()
 
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
 CHAT_TEMPLATE = (

@@ -53,8 +53,8 @@ class Student(nn.Module):
             cu_seq_lens_k=batch.cu_seqlens,
             max_length_q=batch.max_seqlen,
             max_length_k=batch.max_seqlen,
-            # How documents are laid out for the CPU's attention: made once here, not in every layer.
-            plan=attention_plan(batch.cu_seqlens) if batch.cu_seqlens.device.type == "cpu" else None,
+            # How attention works the documents off, and the check of their bounds: once here, not in every layer.
+            plan=attention_plan(batch.cu_seqlens, batch.input_ids.shape[1], batch.max_seqlen),
         )
 
     def forward(self, batch: Pack | PaddedBatch) -> torch.Tensor:
@@ -66,6 +66,7 @@ class Student(nn.Module):
             batch.labels.flatten().index_select(0, batch.loss_rows),
             bias=head.bias,
             reduction="sum",
+            ignore_index=None,  # loss_rows are the supervised ones, so nobody has to ask a GPU which rows those are
             softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
 
