@@ -1,5 +1,13 @@
-"""Measured: training and serving against peers, and the cost gap; imported as distill.bench.
+"""Measured: kernels, training and serving against peers, and the cost gap; imported as distill.bench.
 
+    kernels.py      `distill bench kernels`: the kernels on a CPU beside torch's own; kernel_memory.py, what they take
+    gpu.py          `distill bench gpu`: the GPU suite, and its file; gpu_worker.py, the process that holds the device
+    gpu_*.py        its pieces: correctness, timing, training, tuning; its environment; its tables and targets
+    cases.py        what kernels are measured on: inputs, gradients, exact results
+    peers.py        who is measured beside them, one small adapter each
+    rounds.py       contenders that take turns in one process
+    names.py        names that have a part to play
+    report.py       `distill bench report`: docs/benchmarks.md from the results; plots.py, its bar charts
     training.py     `distill bench training`: our trainer beside TRL's on the same work
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
     workload.py     what the training benchmark trains on: documents and one initial student
@@ -16,6 +24,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "KernelBenchSettings": "kernels",
+    "bench_kernels": "kernels",
+    "GpuSuiteSettings": "gpu_pieces",
+    "bench_gpu": "gpu",
     "TrainingBenchSettings": "training",
     "bench_training": "training",
     "GapSettings": "gap",

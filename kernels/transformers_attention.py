@@ -3,7 +3,7 @@
     register_attention()
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="distill")
     model(input_ids=ids[1,T], position_ids=positions[1,T], use_cache=False, cu_seq_lens_q=cu, cu_seq_lens_k=cu,
-          max_length_q=longest, max_length_k=longest, plan=attention_plan(cu))
+          max_length_q=longest, max_length_k=longest, plan=attention_plan(cu, T, longest))
 
 The keyword names are Hugging Face's own for packed input; `plan` is optional and saves its making in every layer.
 No mask function is registered, so the model builds no mask and the documents' bounds arrive here as they are.
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import varlen_attention
-from .padded_attention import AttentionPlan
+from .attention import AttentionPlan, varlen_attention
 
 NAME = "distill"
 

@@ -23,8 +23,8 @@ from .targets import KernelCase, Target
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
-# Elements of a row that a program holds at once: 32 a thread, so that loads are in flight while the last are summed.
-STATS_BLOCK, STATS_WARPS = 8192, 8
+# Elements of a row that a program holds at once: 16 or 32 a thread, for loads enough in flight without spilling.
+STATS_BLOCK, STATS_WARPS = 4096, 8
 GRADIENT_BLOCK, GRADIENT_WARPS = 4096, 4
 
 TRITON_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

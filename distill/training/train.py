@@ -25,6 +25,7 @@ from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.flops import ModelShape
+from distill.kernels import fuse_layers
 from distill.packing.arms import Arm
 from distill.packing.chat import LABELLING_VERSION
 from distill.packing.pack import build_pack
@@ -68,8 +69,16 @@ def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
         "computed": {"device": device.type, "dtype": str(dtype).removeprefix("torch.")},
         "labelling_version": LABELLING_VERSION,
         "trainer_version": TRAINER_VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+        "versions": _versions(device),
     }
+
+
+def _versions(device: torch.device) -> dict[str, str | None]:
+    """Of what computes the weights."""
+    names = ["torch", "transformers", "tokenizers"]
+    if device.type == "cuda":
+        names += ["triton", "liger-kernel", "flash-attn"]
+    return {name: next(iter(d.version for d in importlib.metadata.distributions(name=name)), None) for name in names}
 
 
 def train(settings: TrainSettings, traces: Path, options: RunOptions) -> Artifact:
@@ -182,6 +191,7 @@ class _Run:
         self.dtype = resolve_precision(settings.precision, self.device, origin.model.config.hidden_size)
         self.shape = ModelShape.from_config(origin.model.config)
         self.student = Student(origin.model).to(self.device).train()
+        fuse_layers(origin.model)  # on a GPU with liger-kernel; changes speed, and rounding as another kernel would
         self.optimizer = build_optimizer(self.student, settings)
 
     def train(self, folder: Path) -> dict[str, Any]:

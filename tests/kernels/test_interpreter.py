@@ -13,6 +13,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 tl = pytest.importorskip("triton.language")
 TensorDescriptor = pytest.importorskip("triton.tools.tensor_descriptor").TensorDescriptor
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in cast:RuntimeWarning")  # of values meant to overflow
+
 N = 512
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-from distill.kernels import attention_plan, linear_cross_entropy, register_attention
+from distill.kernels import attention, attention_plan, linear_cross_entropy, register_attention
+from distill.kernels.attention_tiles import attention_tiles
 
 SIZES = {
     "vocab_size": 61,
@@ -73,6 +74,30 @@ def test_packed_equals_documents_alone(name, checkpointing):
     for (parameter, a), b in zip(packed.named_parameters(), alone.parameters(), strict=True):
         largest = b.grad.abs().max().item()
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5 * largest + 1e-7, msg=parameter)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of rows behind a document, which are dropped
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gpu_path_gives_the_same(monkeypatch, checkpointing):
+    """The Triton kernels, interpreted, with the kind of plan a GPU gets; through checkpointing and sliding layers."""
+    pytest.importorskip("triton")
+    lengths = [3, 12]
+    ours = model_of(CONFIGS["qwen2 sliding"], register_attention())
+    if checkpointing:
+        ours.train().gradient_checkpointing_enable()
+    tokens = torch.randint(61, (1, 15))
+    arguments = packed_arguments(lengths)
+    upstream = torch.randn(1, 15, 32)
+
+    def gradients(**changed):
+        hidden = ours.model(input_ids=tokens, **(arguments | changed)).last_hidden_state
+        return hidden.detach(), *torch.autograd.grad(hidden, ours.model.parameters(), upstream)
+
+    expected = gradients()
+    monkeypatch.setattr(attention, "choose_attention", lambda *_, **__: "triton")
+    found = gradients(plan=attention_tiles(arguments["cu_seq_lens_q"], 15, 12))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item() + 1e-7)
 
 
 def test_runs_under_autocast():

@@ -1,11 +1,13 @@
 """varlen_attention against per-document eager attention in float64."""
 
 import itertools
+import sys
+import types
 
 import pytest
 import torch
 
-from distill.kernels import attention_plan, choose_attention, reference, varlen_attention
+from distill.kernels import attention, attention_plan, choose_attention, doctor, reference, varlen_attention
 from distill.kernels.padded_attention import MAX_PLAIN_LENGTH
 
 
@@ -124,18 +126,127 @@ def test_backward_twice():
     assert all(map(torch.equal, first, torch.autograd.grad(out, (q, k, v))))
 
 
+ALL = {"flash-attn-3", "flash-attn-4", "flash-attn", "triton"}
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("device_type", "dtype", "head_dim", "softcap", "expected"),
+    ("case", "installed", "expected"),
     [
-        ("cpu", torch.bfloat16, 64, None, {"sdpa"}),
-        ("cuda", torch.float32, 64, None, {"sdpa"}),
-        ("cuda", torch.bfloat16, 12, None, {"sdpa"}),
-        ("cuda", torch.bfloat16, 128, None, {"flash-attn", "torch-varlen"}),
-        ("cuda", torch.bfloat16, 128, 30.0, {"flash-attn", "sdpa"}),
+        (("cpu", BF16, 64, {}), ALL, "sdpa"),
+        (("cpu", torch.float64, 64, {}), ALL, "sdpa"),
+        (("cuda", BF16, 128, {}), ALL, "flash-attn-3"),
+        (("cuda", BF16, 128, {"softcap": 30.0}), ALL, "flash-attn-3"),
+        (("cuda", BF16, 128, {"capability": (10, 0)}), ALL, "flash-attn-4"),
+        (("cuda", BF16, 128, {"capability": (10, 0), "softcap": 30.0}), ALL, "flash-attn"),
+        (("cuda", BF16, 256, {"capability": (10, 0)}), ALL, "flash-attn"),
+        (("cuda", BF16, 256, {"deterministic": True}), ALL, "flash-attn"),
+        (("cuda", BF16, 128, {"capability": (8, 0)}), ALL, "flash-attn"),
+        (("cuda", BF16, 128, {}), {"triton"}, "torch-varlen"),
+        (("cuda", BF16, 128, {"softcap": 30.0}), {"triton"}, "triton"),
+        (("cuda", BF16, 128, {"deterministic": True}), {"triton"}, "triton"),
+        (("cuda", BF16, 12, {}), ALL, "triton"),
+        (("cuda", FP32, 64, {}), ALL, "triton"),
+        (("cuda", FP32, 64, {}), set(), "sdpa"),
+        (("cuda", FP32, 64, {"deterministic": True}), set(), "eager"),
+        (("cuda", FP32, 512, {}), ALL, "sdpa"),
+        (("cuda", torch.float64, 64, {}), ALL, "sdpa"),
+        (("cuda", BF16, 64, {"capability": (7, 5)}), ALL, "sdpa"),
     ],
 )
-def test_choice(device_type, dtype, head_dim, softcap, expected):
-    assert choose_attention(device_type, dtype, head_dim, softcap=softcap) in expected
+def test_choice(monkeypatch, case, installed, expected):
+    names = {
+        ("flash_attn_interface", ""): "flash-attn-3",
+        ("flash_attn", "cute/interface.py"): "flash-attn-4",
+        ("flash_attn", "flash_attn_interface.py"): "flash-attn",
+        ("triton", ""): "triton",
+    }
+    monkeypatch.setattr(attention, "_is_installed", lambda package, file="": names[package, file] in installed)
+    monkeypatch.setattr(attention, "_torch_varlen_parameters", lambda: frozenset({"window_size"}))
+    device_type, dtype, head_dim, options = case
+    options = {"capability": (9, 0)} | options
+    assert choose_attention(device_type, dtype, head_dim, **options) == expected
+    for name in attention.IMPLEMENTATIONS[: attention.IMPLEMENTATIONS.index(expected)]:
+        assert attention.unsupported_attention(name, device_type, dtype, head_dim, **options)
+
+
+def test_a_package_is_told_from_a_part_of_it(tmp_path, monkeypatch):
+    """FlashAttention 4 alone has a package flash_attn too, without FlashAttention 2 in it."""
+    (tmp_path / "flash_attn_of_a_test" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn_of_a_test" / "cute" / "interface.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert attention._is_installed("flash_attn_of_a_test", "cute/interface.py")
+    assert not attention._is_installed("flash_attn_of_a_test", "flash_attn_interface.py")
+    assert not attention._is_installed("no_such_package_at_all")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "left", "returns_lse"),
+    [
+        ("flash-attn-3", "flash_attn_interface", {None: -1, 5: 4}, False),
+        ("flash-attn-3", "flash_attn_interface", {None: -1, 5: 4}, True),  # as older versions do
+        ("flash-attn-4", "flash_attn.cute", {None: None, 5: 4}, True),
+        ("flash-attn", "flash_attn", {None: -1, 5: 4}, False),
+    ],
+)
+def test_flash_attn_is_called_as_it_documents(monkeypatch, name, module, left, returns_lse):
+    calls = []
+
+    def flash_attn_varlen_func(q, k, v, **options):
+        calls.append(options)
+        return (q, None) if returns_lse else q
+
+    for part in ("flash_attn", module):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    sys.modules[module].flash_attn_varlen_func = flash_attn_varlen_func
+    monkeypatch.setattr(attention, "unsupported_attention", lambda *_, **__: None)
+    q, k, v, cu_seqlens = packed([3, 2], 2, 1, dtype=torch.bfloat16)
+    for window in (None, 5):
+        found = varlen_attention(
+            q,
+            k,
+            v,
+            cu_seqlens.long(),
+            3,
+            window=window,
+            scale=0.5,
+            softcap=2.0,
+            deterministic=True,
+            implementation=name,
+        )
+        assert found is q
+        options = calls.pop()
+        for bounds in (options.pop("cu_seqlens_q"), options.pop("cu_seqlens_k")):
+            assert bounds.dtype == torch.int32 and bounds.tolist() == [0, 3, 5]
+        assert options == {
+            "max_seqlen_q": 3,
+            "max_seqlen_k": 3,
+            "softmax_scale": 0.5,
+            "causal": True,
+            "window_size": (left[window], 0),
+            "softcap": 2.0,
+            "deterministic": True,
+        }
+
+
+def test_doctor_says_why_not_a_better_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(attention, "_is_installed", lambda package, file="": package == "triton")
+    found = doctor.describe()["varlen_attention"]
+    assert found["cuda float32"].startswith(
+        "triton (not flash-attn-3: it takes float16 and bfloat16, not torch.float32; not flash-attn-4"
+    )
+    assert found["cpu float32"] == "sdpa"
+
+
+def test_a_plan_checks_what_it_is_told():
+    cu_seqlens = torch.tensor([0, 3, 7])
+    attention_plan(cu_seqlens, 7, 4)
+    with pytest.raises(ValueError, match="cu_seqlens: got 7 last, takes T = 8"):
+        attention_plan(cu_seqlens, 8, 4)
+    with pytest.raises(ValueError, match="max_seqlen: got 3"):
+        attention_plan(cu_seqlens, 7, 3)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +270,8 @@ def test_choice(device_type, dtype, head_dim, softcap, expected):
         ({"implementation": "fast"}, "implementation"),
         ({"implementation": "flash-attn"}, "implementation.*cuda"),
         ({"implementation": "torch-varlen"}, "implementation.*cuda"),
+        ({"implementation": "triton"}, "implementation.*cuda"),
+        ({"cu_seqlens": torch.tensor([0, 3, 6], device="meta")}, "cu_seqlens: got a tensor on meta"),
         ({"implementation": "eager", "cu_seqlens": torch.tensor([0, 5])}, "cu_seqlens"),
         ({"plan": attention_plan(torch.tensor([0, 5]))}, "cu_seqlens"),
     ],

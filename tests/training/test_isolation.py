@@ -119,5 +119,8 @@ def test_only_supervised_tokens_count(model, documents):
     docs = documents(4)
     pack = build_pack(docs)
     assert pack.supervised == sum(d.supervised for d in docs)
-    everything = type(pack)(**{**vars(pack), "loss_rows": torch.arange(pack.input_ids.numel())})
-    assert packed(everything).item() == pytest.approx(packed(pack).item(), rel=1e-6)  # the others' labels are -100
+    others = torch.ones(pack.input_ids.numel(), dtype=torch.bool).index_fill_(0, pack.loss_rows, False)
+    assert (pack.labels.flatten()[others] == -100).all()
+    packed(pack)
+    with pytest.raises(ValueError, match="labels: got -100"):  # the loss would not pass over a row that has no label
+        packed(type(pack)(**{**vars(pack), "loss_rows": torch.arange(pack.input_ids.numel())}))
