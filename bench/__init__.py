@@ -1,13 +1,16 @@
 """Measured: kernels, training and serving against peers, and the cost gap; imported as distill.bench.
 
     kernels.py      `distill bench kernels`: the kernels on a CPU beside torch's own; kernel_memory.py, what they take
-    gpu.py          `distill bench gpu`: the GPU suite, and its file; gpu_worker.py, the process that holds the device
+    gpu.py          `distill bench gpu`: the GPU suite, and its file; gpu_child.py, gpu_worker.py: who measures
     gpu_*.py        its pieces: correctness, timing, training, tuning; its environment; its tables and targets
     cases.py        what kernels are measured on: inputs, gradients, exact results
-    peers.py        who is measured beside them, one small adapter each
+    peers.py        who is measured beside them: *_peers.py, one small adapter each; documents.py, packed ones
     rounds.py       contenders that take turns in one process
     names.py        names that have a part to play
-    report.py       `distill bench report`: docs/benchmarks.md from the results; plots.py, its bar charts
+    report.py       `distill bench report`: docs/benchmarks.md from the results; report_*.py, its page and sections; plots.py,
+                    bar charts
+    result_file.py  where a result goes
+    packing.py      `distill bench packing`: planning, balance, rendering and tokenizing
     training.py     `distill bench training`: our trainer beside TRL's on the same work
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
     workload.py     what the training benchmark trains on: documents and one initial student
@@ -28,6 +31,8 @@ _HOMES = {
     "bench_kernels": "kernels",
     "GpuSuiteSettings": "gpu_pieces",
     "bench_gpu": "gpu",
+    "PackingBenchSettings": "packing",
+    "bench_packing": "packing",
     "TrainingBenchSettings": "training",
     "bench_training": "training",
     "GapSettings": "gap",

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill.bench.peers import IGNORE, Attention, Documents, causal_pairs
+from distill.bench.attention_peers import Attention
+from distill.bench.documents import Documents, causal_pairs
+from distill.bench.loss_peers import IGNORE
 
 LOGIT_STD = 4.0
 _EXACT_LOGITS = 1 << 25  # of one block of the float64 reference

@@ -44,9 +44,11 @@ from distill.process import child_environment
 # Files with Triton kernels; each has compile_cases(target).
 MODULES = (
     "distill.kernels.vocabulary_gemm",
+    "distill.kernels.vocabulary_gradient",
+    "distill.kernels.column_sums",
     "distill.kernels.vocabulary_rows",
     "distill.kernels.indexed_logits",
-    "distill.kernels.triton_attention",
+    "distill.kernels.attention_kernels",
 )
 
 # In the assembly: NVIDIA's PTX and AMD's.

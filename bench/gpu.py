@@ -1,15 +1,15 @@
 """`distill bench gpu`: is what the kernels compute right on this GPU, and how fast is it beside peers and limits.
 
-Pieces are measured one by one, the most important first, by a child process that holds the device (gpu_worker.py); this
+Pieces are measured one by one, the most important first, by a child process that holds the device (gpu_child.py); this
 process keeps the result's file whole after each of them. Killed at any moment, or cut at its budget of time, the same
 command goes on where it was; a file made with another GPU, other versions or other sources is refused.
 
 The result:
 
     kind                     "gpu suite"
-    environment              GPU, capability, memory, CUDA, Python, versions, commit, hash of the sources
+    environment              GPU, capability, memory, CUDA, Python, versions, hash of the sources
     settings                 GpuSuiteSettings as given
-    sessions[]               one a start: driver, power limit and clocks as found, `measured` ceilings of that session
+    sessions[]               one a start: commit, driver, power limit and clocks as found, `measured` ceilings then
     pieces                   {key: what is measured (gpu_pieces.py), "session": its index, "measured": {...}}
                              a contender is {"seconds": median, "low", "high": quartiles, "rounds", "peak_bytes"},
                              {"missing": why it cannot be measured here} or {"error": what it raised}
@@ -18,27 +18,23 @@ The result:
 """
 
 import json
-import queue
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill import console
-from distill.artifact import changes, read_json, require_file_place, write_json
+from distill.artifact import changes, read_json, write_json
+from distill.bench.gpu_child import SILENCE_SECONDS, Child
 from distill.bench.gpu_pieces import GpuSuiteSettings, Piece, all_pieces
+from distill.bench.result_file import prepare
 from distill.errors import InputError
-from distill.process import child_environment, die_with_parent
 
 KIND = "gpu suite"
-PIECE_SECONDS = 120.0  # without a word from the child it has hung
-_GRACE_SECONDS = 30.0  # for the piece that is being measured when the budget is spent
 _TRIES = 4  # of one piece, whose contenders take the child down one after another
+_STRIKES = 2  # processes a contender may take down in one section before the rest of this session is without it
 
 
 def bench_gpu(settings: GpuSuiteSettings, out: Path, *, commit: str | None = None) -> dict[str, Any]:
@@ -50,8 +46,7 @@ def bench_gpu(settings: GpuSuiteSettings, out: Path, *, commit: str | None = Non
             "bench gpu: this machine has no CUDA device; `distill bench kernels` measures the CPU, "
             "`distill bench kernels --compile-only` compiles for GPUs"
         )
-    require_file_place(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    prepare(out)
     return _Suite(settings, out, commit).run()
 
 
@@ -61,6 +56,7 @@ class _Suite:
     def __init__(self, settings: GpuSuiteSettings, out: Path, commit: str | None):
         self.settings, self.out, self.commit = settings, out, commit
         self.crashed: dict[str, dict[str, str]] = {}
+        self.strikes: dict[tuple[str, str], list[str]] = {}  # (section, contender): how, once for each
         self.result = read_json(out) if out.exists() else None
         if self.result is not None:
             self._require_ours()
@@ -89,7 +85,8 @@ class _Suite:
         return [key for key in self.pieces if key not in done]
 
     def _require_ours(self) -> None:
-        if not isinstance(self.result, dict) or self.result.get("kind") != KIND:
+        parts = {"kind", "environment", "settings", "sessions", "pieces", "problems"}
+        if not isinstance(self.result, dict) or self.result.get("kind") != KIND or parts - self.result.keys():
             raise InputError(f"{self.out}: exists and was not made by `distill bench gpu`; choose another --out")
         kept = json.loads(json.dumps(self.settings.identity))
         found = {name: self.result["settings"].get(name) for name in kept}
@@ -98,33 +95,20 @@ class _Suite:
                 f"{self.out}: was started with other settings ({'; '.join(differing)}); choose another --out"
             )
 
-    def _child(self, log: Path, show: Any) -> bool:
+    def _child(self, log: Path, show: Callable[[dict[str, Any]], None]) -> bool:
         """Run one child to its end. False when there is nothing left to do, or no time to do it."""
-        left = self.deadline - time.monotonic()
         spec = {
             "settings": vars(self.settings),
             "done": sorted(self.result["pieces"]) if self.result else [],
-            "crashed": self.crashed,
-            "seconds": left,
+            "crashed": {key: found for key in self._pending() if (found := self._without(key))},
+            "deadline": self.deadline,
             "commit": self.commit,
         }
-        with open(log, "wb") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "distill.bench.gpu_worker", json.dumps(spec)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=child_environment(None, {"HF_HUB_OFFLINE": "1"}),
-                preexec_fn=die_with_parent,
-                text=True,
-            )
+        child = Child(spec, log)
         key = contender = lost = None
-        did_something = False
+        did_something = may_end = False
         try:
-            for message in self._messages(child):
-                if message is None:
-                    lost = f"no answer for {PIECE_SECONDS:.0f} s"
-                    break
+            for message in child.messages():
                 if "environment" in message:
                     self._begin(message)
                 elif "start" in message:
@@ -138,42 +122,31 @@ class _Suite:
                     key, did_something = None, True
                 elif "lost" in message:
                     lost = message["lost"]
+                    break
+            may_end = lost is None and not child.has_hung
         finally:
-            child.kill()
-            code = child.wait()
-            child.stdout.close()
-        if key is None and code == 0:
-            return False
-        if time.monotonic() > self.deadline:
+            code = child.end(kill=not may_end)
+        if time.monotonic() > self.deadline or (key is None and code == 0):
             return False  # a piece cut by the budget did nothing wrong
-        if key is None:
-            if not did_something:
-                raise InputError(f"bench gpu: the measuring process ended with exit code {code} ({_tail(log)})")
-            return True  # between two pieces
-        self._blame(key, contender, lost or f"ended its process with exit code {code} ({_tail(log)})")
+        if child.has_hung:
+            how = f"gave no answer for {SILENCE_SECONDS:.0f} s"
+        else:
+            how = lost or f"ended its process with exit code {code} ({child.last_words()})"
+        if key is not None:
+            self._blame(key, contender, how, strikes=_STRIKES if child.has_hung else 1)
+        elif not did_something:
+            raise InputError(f"bench gpu: the measuring process {how.replace(' its process', '')}")
         return True
 
-    def _messages(self, child: subprocess.Popen) -> Iterator[dict[str, Any] | None]:
-        """What the child says until it ends; None when it has said nothing for too long."""
-        lines: queue.Queue[str | None] = queue.Queue()
-
-        def read() -> None:
-            for line in child.stdout:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        while True:
-            left = self.deadline + _GRACE_SECONDS - time.monotonic()
-            try:
-                line = lines.get(timeout=max(0.0, min(PIECE_SECONDS, left)))
-            except queue.Empty:
-                yield None
-                return
-            if line is None:
-                child.wait()
-                return
-            yield json.loads(line)
+    def _without(self, key: str) -> dict[str, str]:
+        """{contender: why it is not measured in this piece}: it took the process down here, or too often elsewhere."""
+        section = self.pieces[key].about["section"]
+        out = {
+            contender: f"not tried again: {reasons[0]}"
+            for (place, contender), reasons in self.strikes.items()
+            if place == section and len(reasons) >= _STRIKES
+        }
+        return out | self.crashed.get(key, {})
 
     def _begin(self, message: dict[str, Any]) -> None:
         found = message["environment"]
@@ -211,8 +184,11 @@ class _Suite:
         self.result["pending"] = self._pending()
         write_json(self.out, self.result)
 
-    def _blame(self, key: str, contender: str | None, reason: str) -> None:
+    def _blame(self, key: str, contender: str | None, reason: str, *, strikes: int) -> None:
         """The next child measures the piece without that contender; without a culprit the piece is given up."""
+        if contender is not None:
+            place = (self.pieces[key].about["section"], contender)
+            self.strikes.setdefault(place, []).extend([f"{reason} in {key}"] * strikes)
         crashed = self.crashed.setdefault(key, {})
         console.note(f"{key}: {contender or 'the piece'} {reason}")
         if contender is None or contender in crashed or len(crashed) >= _TRIES:
@@ -228,14 +204,10 @@ def _exceeded(value: dict[str, Any]) -> str:
     return f"error against float64 {errors or 'unknown'}" + (f"; plain path {plain}" if plain else "")
 
 
-def _tail(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-3:])[-600:]
-
-
 def show_gpu(result: dict[str, Any]) -> None:
     """The result as tables on standard output."""
-    from distill.bench.gpu_tables import gpu_tables, gpu_targets
+    from distill.bench.gpu_tables import gpu_tables
+    from distill.bench.gpu_targets import gpu_targets
 
     for title, columns, rows in gpu_tables(result):
         console.table(title, columns, rows)

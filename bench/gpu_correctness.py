@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from distill.bench import cases
+from distill.bench.documents import Documents
 from distill.bench.gpu_pieces import Context, GpuSuiteSettings, Piece
-from distill.bench.peers import IGNORE, Documents, only_backend
+from distill.bench.loss_peers import IGNORE, only_backend
 from distill.bench.rounds import attempt
 
 BOUND = 2.0

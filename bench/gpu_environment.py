@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ _PACKAGES = (
     *("flash-attn", "flash-attn-3", "flash-attn-4"),
 )
 # Whose change makes earlier measurements those of something else.
-_SOURCES = ("kernels/*.py", "bench/cases.py", "bench/peers.py", "bench/rounds.py", "bench/gpu_*.py")
+_SOURCES = (
+    *("kernels/*.py", "bench/gpu_*.py", "bench/*peers.py", "bench/cases.py", "bench/documents.py", "bench/rounds.py"),
+    *("distill/packing/pack.py", "distill/flops.py"),
+)
+_OTHERS = ("gpu_child.py", "gpu_tables.py", "gpu_targets.py")  # which do not measure
 _SQUARE = {"cuda": 8192, "cpu": 256}
 _COPY_BYTES = {"cuda": 4 << 30, "cpu": 1 << 22}
-_REPEATS = 10
+_REPEATS = 20
+_WARM_SECONDS = 0.2  # an idle GPU takes a while to raise its clocks
 
 
-def environment(device: torch.device, commit: str | None) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What must be the same for measurements to stand side by side."""
     is_cuda = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if is_cuda else None
@@ -34,13 +41,16 @@ def environment(device: torch.device, commit: str | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "commit": commit or _commit(),
         "sources": _sources(),
     }
 
 
-def session(device: torch.device) -> dict[str, Any]:
-    """The machine as found, and its ceilings: a bf16 product (FLOP/s) and a copy (bytes/s, read and written)."""
+def session(device: torch.device, commit: str | None) -> dict[str, Any]:
+    """The machine as found, the commit, and the ceilings: a bf16 product (FLOP/s), a copy (bytes/s, read and written).
+
+    The commit is of the session and not of the environment: the hash of the sources decides what belongs together, and
+    the result's own file in the tree makes it one "with changes".
+    """
     clock = Clock(device)
     n = _SQUARE[device.type]
     a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
@@ -51,10 +61,11 @@ def session(device: torch.device) -> dict[str, Any]:
         ("matmul_flops", 2.0 * n**3, lambda: a @ b),
         ("copy_bytes_per_second", 2.0 * source.numel(), lambda: target.copy_(source)),
     ):
-        for _ in range(3):
+        started = time.monotonic()
+        while time.monotonic() - started < _WARM_SECONDS:
             clock.seconds(call)
         ceilings[name] = amount / sorted(clock.seconds(call) for _ in range(_REPEATS))[_REPEATS // 2]
-    return {**_settings_as_found(device), "measured": ceilings}
+    return {"commit": commit or _commit(), **_settings_as_found(device), "measured": ceilings}
 
 
 def _settings_as_found(device: torch.device) -> dict[str, Any]:
@@ -62,7 +73,8 @@ def _settings_as_found(device: torch.device) -> dict[str, Any]:
     names = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
     if device.type != "cuda":
         return {}
-    query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
+    which = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"  # as nvidia-smi counts them, not torch
+    query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", f"--id={which}"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -103,5 +115,6 @@ def _sources() -> str:
     tree, digest = _tree(), hashlib.sha256()
     for pattern in _SOURCES:
         for file in sorted(tree.glob(pattern)):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+            if file.name not in _OTHERS:
+                digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -105,7 +105,10 @@ class Piece:
 
 
 def all_pieces(settings: GpuSuiteSettings) -> list[Piece]:
-    """Every piece, the most important first: correctness before any timing, then one row count of everything."""
+    """Every piece, the most important first: correctness before any timing, then one row count of everything.
+
+    A budget may end anywhere, so a training step stands before the rest of attention.
+    """
     from distill.bench.gpu_correctness import correctness_pieces
     from distill.bench.gpu_timing import attention_pieces, divergence_pieces, loss_pieces
     from distill.bench.gpu_training import training_pieces
@@ -114,11 +117,14 @@ def all_pieces(settings: GpuSuiteSettings) -> list[Piece]:
     first, *rest = settings.tokens
     pieces = correctness_pieces(settings)
     pieces += loss_pieces(settings, first)
-    pieces += attention_pieces(settings)
+    attention = attention_pieces(settings)
+    log_normal = len(settings.attention_heads)
+    pieces += attention[:log_normal]
     pieces += training_pieces(settings, settings.training_tokens[0])
+    pieces += attention[log_normal:]
     pieces += divergence_pieces(settings, first)
-    for tokens in rest:
-        pieces += loss_pieces(settings, tokens)
     for tokens in settings.training_tokens[1:]:
         pieces += training_pieces(settings, tokens)
+    for tokens in rest:
+        pieces += loss_pieces(settings, tokens)
     return pieces + tuning_pieces(settings)

@@ -1,5 +1,6 @@
-"""The GPU suite's result as tables and targets, for the terminal and for docs/benchmarks.md."""
+"""The GPU suite's result as tables, for the terminal and for docs/benchmarks.md."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,17 +9,13 @@ from distill.bench.spread import ratio, shown
 
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 GIB = 1 << 30
-NOT_MEASURED = "not measured"
-# What the project holds itself to, whether reached or not.
-TO_PRODUCTS = {"7B": 1.10, "0.5B": 1.25}
-EXTRA_GIB = 1.5
-HALF_IGNORED = 0.55
-DIVERGENCE_TO_LOSS = 1.15
-OWN_ATTENTION, TORCH_ATTENTION = "distill triton", "torch varlen (FA2)"
+_NUMBERS = re.compile(r"(\d+)|(\D+)")
 
 
 def of_section(result: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    return [piece for piece in result["pieces"].values() if piece["section"] == section]
+    """Its pieces by their keys, numbers as numbers: in one order, however the suite was cut and its file written."""
+    keys = sorted(result["pieces"], key=lambda key: [(not n, int(n or 0), s) for n, s in _NUMBERS.findall(key)])
+    return [result["pieces"][key] for key in keys if result["pieces"][key]["section"] == section]
 
 
 def over(contenders: dict[str, Any], one: str, other: str) -> dict[str, Any] | None:
@@ -40,10 +37,10 @@ def _environment(result: dict[str, Any]) -> list[Table]:
     facts = [
         ["GPU", f"{found['gpu']}, {found['multiprocessors']} SMs, {found['memory_gib']} GiB, CUDA {found['cuda']}"],
         ["versions", f"Python {found['python']}, {versions}"],
-        ["commit", f"{found['commit']} (sources {found['sources']})"],
+        ["sources", found["sources"]],
     ]
     for number, session in enumerate(result["sessions"], start=1):
-        as_found = ", ".join(f"{name} {value}" for name, value in session.items() if name != "measured")
+        as_found = ", ".join(f"{name} {value}" for name, value in session.items() if name != "measured" and value)
         m = session["measured"]
         rates = f"{m['matmul_flops'] / 1e12:,.0f} TFLOP/s bf16, {m['copy_bytes_per_second'] / 1e12:.2f} TB/s copy"
         facts.append([f"session {number}", f"{rates}{'; ' if as_found else ''}{as_found}"])
@@ -183,8 +180,7 @@ def _attention_cell(column: dict[str, Any], name: str) -> str:
 def _training(result: dict[str, Any]) -> list[Table]:
     def cell(piece: dict[str, Any], name: str) -> str:
         entry = piece["measured"]["contenders"][name]
-        mfu = piece["flops"] / entry["seconds"] / piece["measured"]["peak_flops"]
-        parts = [f"{piece['tokens'] / entry['seconds']:,.0f} tok/s", f"MFU {mfu:.1%}"]
+        parts = [f"{piece['tokens'] / entry['seconds']:,.0f} tok/s", f"MFU {mfu(piece, name):.1%}"]
         if entry["peak_bytes"] is not None:
             parts.append(f"{(entry['peak_bytes'] + piece['measured']['held_bytes']) / GIB:.1f} GiB")
         to_ours = over(piece["measured"]["contenders"], name, OURS)
@@ -195,6 +191,11 @@ def _training(result: dict[str, Any]) -> list[Table]:
     title = "one packed training step: tokens/s, MFU of the documents' FLOPs, peak memory"
     pieces = of_section(result, "training_step")
     return _grid(title, pieces, lambda piece: f"{piece['model']}, {piece['tokens']} tokens", cell)
+
+
+def mfu(piece: dict[str, Any], name: str) -> float:
+    measured = piece["measured"]
+    return piece["flops"] / measured["contenders"][name]["seconds"] / measured["peak_flops"]
 
 
 def _tuning(result: dict[str, Any]) -> list[Table]:
@@ -211,69 +212,3 @@ def _tuning(result: dict[str, Any]) -> list[Table]:
             (f"configurations: {piece['what']}", ["", "ms (quartiles)", "TFLOP/s of the forward products"], rows)
         )
     return tables
-
-
-def gpu_targets(result: dict[str, Any]) -> list[list[str]]:
-    """[target, wanted, measured, "met" or "missed" or "not measured"] of every target."""
-    losses = of_section(result, "linear_cross_entropy")
-    whole = [p for p in losses if p["ignored"] == 0]
-    rows = []
-    for head, limit in TO_PRODUCTS.items():
-        values = [_value(_contenders(p), OURS, PRODUCTS) for p in whole if p["head"] == head]
-        rows.append(_target(f"linear cross-entropy over its three products, {head}, worst", values, limit))
-    for peer in ("Liger", "Liger, 4096-row chunks", "Cut Cross-Entropy", "Cut Cross-Entropy, exact"):
-        values = [_value(_contenders(p), OURS, peer) for p in losses]
-        rows.append(_target(f"linear cross-entropy over {peer}, worst of all shapes", values, 1.0))
-    extra = [
-        (entry["peak_bytes"] - p["gradient_bytes"] - p["accumulator_bytes"]) / GIB
-        for p in losses
-        if (entry := _contenders(p).get(OURS, {})).get("peak_bytes") is not None and "seconds" in entry
-    ]
-    rows.append(
-        _target("linear cross-entropy, GiB beyond inputs, gradients and fp32 dW, most", extra, EXTRA_GIB, unit="")
-    )
-    rows.append(
-        _target("linear cross-entropy with half the rows ignored over all rows, worst", _half(losses), HALF_IGNORED)
-    )
-    divergences = [_value(_contenders(p), OURS, "linear_cross_entropy") for p in of_section(result, "topk_divergence")]
-    rows.append(_target("top-k divergence over linear cross-entropy, worst", divergences, DIVERGENCE_TO_LOSS))
-    for direction in ("forward", "backward"):
-        values = [
-            _value(p["measured"].get(direction, {}), OWN_ATTENTION, TORCH_ATTENTION)
-            for p in of_section(result, "varlen_attention")
-        ]
-        rows.append(_target(f"own attention over torch's FA2, {direction}, worst", values, 1.0))
-    return rows
-
-
-def _contenders(piece: dict[str, Any]) -> dict[str, Any]:
-    return piece["measured"].get("contenders", {})
-
-
-def _value(contenders: dict[str, Any], one: str, other: str) -> float | None:
-    found = over(contenders, one, other)
-    return found["value"] if found else None
-
-
-def _half(losses: list[dict[str, Any]]) -> list[float]:
-    """Time at half the rows ignored over that at none, of each head and row count."""
-    seconds = {
-        (p["head"], p["tokens"], p["ignored"]): _contenders(p)[OURS]["seconds"]
-        for p in losses
-        if "seconds" in _contenders(p).get(OURS, {})
-    }
-    return [
-        value / seconds[head, tokens, 0.0]
-        for (head, tokens, ignored), value in seconds.items()
-        if ignored == 0.5 and (head, tokens, 0.0) in seconds
-    ]
-
-
-def _target(name: str, values: list[float | None], limit: float, unit: str = "x") -> list[str]:
-    found = [value for value in values if value is not None]
-    wanted = f"at most {limit:g}{unit}" if limit != 1.0 else "below 1x"
-    if not found:
-        return [name, wanted, "-", NOT_MEASURED]
-    worst = max(found)
-    met = worst < 1 if limit == 1.0 else worst <= limit
-    return [name, wanted, f"{worst:.3g}{unit} ({len(found)} of {len(values)} shapes)", "met" if met else "missed"]

@@ -4,8 +4,12 @@ from typing import Any
 
 import torch
 
-from distill.bench import cases, peers
+from distill.bench import cases
+from distill.bench.attention_peers import attentions
+from distill.bench.divergence_peers import DIVERGENCES
+from distill.bench.documents import causal_pairs, document_lengths
 from distill.bench.gpu_pieces import LENGTHS_SEED, Context, GpuSuiteSettings, Piece
+from distill.bench.loss_peers import LOSSES
 from distill.bench.names import PRODUCTS
 
 _DTYPE = torch.bfloat16
@@ -23,7 +27,7 @@ def _loss_piece(name: str, hidden: int, vocabulary: int, tokens: int, ignored: f
     def run(context: Context) -> dict[str, Any]:
         settings = context.settings
         case = cases.loss_case(tokens, hidden, vocabulary, ignored, _DTYPE, context.device, settings.seed)
-        calls, others = context.load(peers.LOSSES, lambda function: cases.loss_and_gradients(function, case))
+        calls, others = context.load(LOSSES, lambda function: cases.loss_and_gradients(function, case))
         found = context.compare({PRODUCTS: cases.bare_products(case), **calls})
         return {"contenders": found | others}
 
@@ -52,10 +56,10 @@ def _divergence_piece(name: str, hidden: int, vocabulary: int, tokens: int, entr
     def run(context: Context) -> dict[str, Any]:
         shape = (tokens, hidden, vocabulary)
         case = cases.teacher_case(*shape, entries, _DTYPE, context.device, context.settings.seed)
-        calls, others = context.load(peers.DIVERGENCES, lambda function: cases.loss_and_gradients(function, case))
+        calls, others = context.load(DIVERGENCES, lambda function: cases.loss_and_gradients(function, case))
         labelled = cases.LossCase(case.hidden, case.weight, case.ids[:, 0].contiguous())
         reference, missing = context.load(
-            {"linear_cross_entropy": peers.LOSSES["distill"]},
+            {"linear_cross_entropy": LOSSES["distill"]},
             lambda function: cases.loss_and_gradients(function, labelled),
         )
         return {"contenders": context.compare(reference | calls) | others | missing}
@@ -75,7 +79,7 @@ def _divergence_piece(name: str, hidden: int, vocabulary: int, tokens: int, entr
 def attention_pieces(settings: GpuSuiteSettings) -> list[Piece]:
     total = settings.attention_tokens
     generator = torch.Generator().manual_seed(LENGTHS_SEED)
-    patterns = {"log-normal": peers.document_lengths(total, settings.log_normal_mean, 1.0, generator)}
+    patterns = {"log-normal": document_lengths(total, settings.log_normal_mean, 1.0, generator)}
     for length in settings.uniform_lengths:
         patterns[f"{length} each"] = [length] * max(1, total // length)
     return [
@@ -91,12 +95,12 @@ def _attention_piece(pattern: str, lengths: list[int], shape: tuple[int, int, in
     def run(context: Context) -> dict[str, Any]:
         settings = context.settings
         case = cases.attention_case(lengths, heads, kv_heads, head_dim, _DTYPE, context.device, settings.seed)
-        functions, others = context.load(peers.attentions(), lambda make: make(case.documents))
+        functions, others = context.load(attentions(), lambda make: make(case.documents))
         forward = context.compare({n: cases.attention_forward(f, case) for n, f in functions.items()})
         backward = context.compare({n: cases.attention_backward(f, case) for n, f in functions.items()})
         return {"forward": forward | others, "backward": backward | others}
 
-    forward_flops = 4.0 * heads * head_dim * peers.causal_pairs(lengths)
+    forward_flops = 4.0 * heads * head_dim * causal_pairs(lengths)
     about = {
         "section": "varlen_attention",
         "lengths": pattern,

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from distill.bench import cases, peers
+from distill.bench import cases
+from distill.bench.attention_peers import Attention
+from distill.bench.documents import causal_pairs, document_lengths
 from distill.bench.gpu_pieces import LENGTHS_SEED, Context, GpuSuiteSettings, Piece
 
 _CHUNK_ROWS = 4096  # of one product: what a workspace of about 1.2 GiB holds at 152k entries
@@ -31,7 +33,8 @@ def _product_piece(name: str, hidden: int, vocabulary: int) -> Piece:
     def run(context: Context) -> dict[str, Any]:
         if reason := _reason_not(context):
             return {"contenders": {}, "missing": reason}
-        from distill.kernels.vocabulary_gemm import CONFIGS, exp_logits
+        from distill.kernels.vocabulary_gemm import exp_logits
+        from distill.kernels.vocabulary_tiles import CONFIGS
 
         case = cases.loss_case(
             _CHUNK_ROWS, hidden, vocabulary, 0.0, torch.bfloat16, context.device, context.settings.seed
@@ -59,13 +62,14 @@ def _product_piece(name: str, hidden: int, vocabulary: int) -> Piece:
 
 def _attention_piece(settings: GpuSuiteSettings, head_dim: int, heads: int, kv_heads: int) -> Piece:
     generator = torch.Generator().manual_seed(LENGTHS_SEED)
-    lengths = peers.document_lengths(settings.attention_tokens, settings.log_normal_mean, 1.0, generator)
+    lengths = document_lengths(settings.attention_tokens, settings.log_normal_mean, 1.0, generator)
 
     def run(context: Context) -> dict[str, Any]:
         if reason := _reason_not(context):
             return {"contenders": {}, "missing": reason}
         from distill.kernels import attention_plan
-        from distill.kernels.triton_attention import Blocks, configuration, triton_attention
+        from distill.kernels.attention_configurations import Blocks, configuration
+        from distill.kernels.triton_attention import triton_attention
 
         shape = (heads, kv_heads, head_dim)
         case = cases.attention_case(lengths, *shape, torch.bfloat16, context.device, context.settings.seed)
@@ -74,7 +78,7 @@ def _attention_piece(settings: GpuSuiteSettings, head_dim: int, heads: int, kv_h
         major, minor = torch.cuda.get_device_capability(context.device)
         chosen = configuration(10 * major + minor, head_dim, torch.bfloat16, False)
 
-        def function(blocks: Any) -> peers.Attention:
+        def function(blocks: Any) -> Attention:
             return lambda q, k, v: triton_attention(q, k, v, plan, scale=head_dim**-0.5, blocks=blocks)
 
         calls: dict[str, Any] = {
@@ -93,7 +97,7 @@ def _attention_piece(settings: GpuSuiteSettings, head_dim: int, heads: int, kv_h
     about = {
         "section": "tuning",
         "what": f"own attention, log-normal documents, head size {head_dim}",
-        "flops": 4.0 * heads * head_dim * peers.causal_pairs(lengths),
+        "flops": 4.0 * heads * head_dim * causal_pairs(lengths),
     }
     return Piece(f"tuning/attention/head size {head_dim}", about, run)
 

@@ -33,13 +33,13 @@ def work(
     *,
     done: list[str],
     crashed: dict[str, dict[str, str]],
-    seconds: float,
+    deadline: float,
     commit: str | None = None,
 ) -> None:
-    """Measure every piece that is not in `done`, starting none after `seconds`. `crashed`: {key: {contender: how}}."""
-    deadline = time.monotonic() + seconds
+    """Measure every piece that is not in `done`. `crashed`: {key: {contender: how}}. None is started after `deadline`,
+    on the monotonic clock, which processes share."""
     device = torch.device(settings.device)
-    send({"environment": environment(device, commit), "session": session(device)})
+    send({"environment": environment(device), "session": session(device, commit)})
     context = Context(settings, Clock(device), lambda name: send({"contender": name}))
     for piece in all_pieces(settings):
         if piece.key in done:
@@ -48,6 +48,8 @@ def work(
             return
         send({"start": piece.key})
         try:
+            if not piece.is_check:
+                context.clock.clear()
             value = piece.run(replace(context, crashed=crashed.get(piece.key, {})))
         except DeviceLost as error:
             send({"lost": str(error)})
@@ -56,10 +58,10 @@ def work(
 
 
 def main() -> None:
-    """The one argument is JSON: {"settings", "done", "crashed", "seconds", "commit"}."""
+    """Standard input is JSON: {"settings", "done", "crashed", "deadline", "commit"}."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    spec = json.loads(sys.argv[1])
+    spec = json.load(sys.stdin)
     settings = GpuSuiteSettings(**spec.pop("settings"))
     work(settings, lambda message: print(json.dumps(message), file=channel, flush=True), **spec)
 

@@ -85,25 +85,29 @@ def contenders(section: Section, settings: KernelBenchSettings) -> Contenders:
     """Inputs, and everybody to be measured on them."""
     import torch
 
-    from distill.bench import cases, peers
+    from distill.bench import cases
+    from distill.bench.attention_peers import attentions
+    from distill.bench.divergence_peers import DIVERGENCES
+    from distill.bench.documents import document_lengths
+    from distill.bench.loss_peers import LOSSES
 
     device, dtype = torch.device("cpu"), {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.dtype]
     head = (settings.hidden, settings.vocabulary)
     calls: dict[str, Any] = {}
     if section == "varlen_attention":
         generator = torch.Generator().manual_seed(settings.seed)
-        lengths = peers.document_lengths(settings.tokens, settings.mean_length, 0.5, generator)
+        lengths = document_lengths(settings.tokens, settings.mean_length, 0.5, generator)
         shape = (settings.heads, settings.kv_heads, settings.head_dim)
         case = cases.attention_case(lengths, *shape, dtype, device, settings.seed)
-        table = peers.attentions()
+        table = attentions()
         adapt = lambda make: cases.attention_both(make(case.documents), case)  # noqa: E731
     elif section == "topk_divergence":
         case = cases.teacher_case(settings.rows, *head, settings.teacher_entries, dtype, device, settings.seed)
-        table = peers.DIVERGENCES
+        table = DIVERGENCES
         adapt = lambda function: cases.loss_and_gradients(function, case)  # noqa: E731
     else:
         case = cases.loss_case(settings.rows, *head, settings.ignored, dtype, device, settings.seed)
-        table = peers.LOSSES
+        table = LOSSES
         adapt = lambda function: cases.loss_and_gradients(function, case)  # noqa: E731
     missing = {}
     for name, peer in table.items():
@@ -148,7 +152,8 @@ def _measure(section: Section, settings: KernelBenchSettings) -> dict[str, Any]:
 
 
 def _exact(section: Section, case: Any) -> tuple[Any, ...]:
-    from distill.bench import cases, peers
+    from distill.bench import cases
+    from distill.bench.divergence_peers import eager_divergence
     from distill.kernels import reference
 
     if section == "varlen_attention":
@@ -156,7 +161,7 @@ def _exact(section: Section, case: Any) -> tuple[Any, ...]:
     if section == "linear_cross_entropy":
         return cases.exact_row_loss(reference.linear_cross_entropy, case, case.kept)
     # The reference proper goes row by row; a test holds the two against each other.
-    return cases.exact_row_loss(peers.eager_divergence, case, case.hidden.shape[0])
+    return cases.exact_row_loss(eager_divergence, case, case.hidden.shape[0])
 
 
 def _errors(section: Section, call: Any, exact: tuple[Any, ...]) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """Contenders that take turns in one process, round by round, on a CPU or a GPU.
 
-On a GPU a call is timed by events around it, after a write that empties the cache and keeps the device busy while the
-call's first kernels are queued; on a CPU by the wall clock. Every contender is called twice before the first round:
-once to compile, once to see how long it takes. Order is reversed from round to round.
+On a GPU a call is timed by events around it, after writes that empty the cache and keep the device busy while the
+call's first kernels are queued; on a CPU by the wall clock. Every contender is called three times before the first
+round: to compile, for its memory, and to see how long it takes. Order is reversed from round to round.
 """
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -15,6 +16,9 @@ import torch
 
 Call = Callable[[], Any]
 _FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
+# One such write takes some 60 us. Python needs more until the first kernel of an attention of 1 ms is queued, and a
+# device that waits for it would be measured.
+_FLUSHES = 8
 
 
 class DeviceLost(Exception):
@@ -35,7 +39,8 @@ class Clock:
             call()
             return time.perf_counter() - start
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
+        for _ in range(_FLUSHES):
+            self._flush.zero_()
         start.record()
         call()
         end.record()
@@ -53,6 +58,11 @@ class Clock:
         call()
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
+
+    def clear(self) -> None:
+        """Give back what earlier contenders held, so that the next find an empty device. Raises DeviceLost."""
+        gc.collect()  # a patched model refers to itself
+        self.recover()
 
     def recover(self) -> None:
         """After an error. Raises DeviceLost when the device does not answer any more."""
@@ -83,6 +93,11 @@ def attempt(clock: Clock, action: Callable[[], Any]) -> tuple[Any, str | None]:
     return None, failed
 
 
+def _peak_of_second(clock: Clock, call: Call) -> int | None:
+    call()  # compiles, tunes itself and makes workspaces that stay; its results are given back
+    return clock.peak_bytes(call)
+
+
 def take_turns(
     contenders: Mapping[str, Call],
     clock: Clock,
@@ -101,7 +116,7 @@ def take_turns(
     spent = 0.0
     for name, call in contenders.items():
         announce(name)
-        peak, failed = attempt(clock, lambda call=call: (call(), clock.peak_bytes(call))[1])
+        peak, failed = attempt(clock, lambda call=call: _peak_of_second(clock, call))
         once = None
         if failed is None:
             once, failed = attempt(clock, lambda call=call: clock.seconds(call))

@@ -122,7 +122,7 @@ def traces_stats(
 @app.command()
 def train(
     traces: Annotated[Path, typer.Option(help="A folder of traces.")],
-    out: Out,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; made, or gone on with if it is there.")] = None,
     student: Annotated[
         str | None, typer.Option(help="tiny, small, medium, a Hugging Face folder, or a Hub id.")
     ] = None,
@@ -143,6 +143,12 @@ def train(
     warmup_steps: int | None = None,
     decay_steps: Annotated[int | None, typer.Option(help="Length of the decay of schedule wsd.")] = None,
     weight_decay: float | None = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the pairs held out, by a hash.")] = None,
+    validation_epochs: Annotated[
+        int | None, typer.Option(help="Validate every so many epochs; 1 if not given.")
+    ] = None,
+    validation_steps: Annotated[int | None, typer.Option(help="Validate every so many steps instead.")] = None,
+    keep: Annotated[str | None, typer.Option(help="last, or best: the weights of lowest validation loss.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Of a from-scratch student's tokenizer.")] = None,
     think_tags: Annotated[str | None, typer.Option(help="What marks reasoning: '<think>,</think>'.")] = None,
@@ -150,12 +156,23 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps instead.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard logs.")] = True,
+    activation_checkpointing: Annotated[
+        str, typer.Option(help="off, or full: less memory for a third more work, same weights.")
+    ] = "off",
+    show_batch: Annotated[
+        bool, typer.Option("--show-batch", help="Print the first row, supervised tokens marked; train nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print tokens, FLOPs, memory and time; train nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train one student; the same command again goes on from the last checkpoint.
 
     Example: distill train --packed --traces out/traces --arm reasoning --student tiny --out out/student
     """
+    if out is None and not (show_batch or dry_run):
+        raise typer.BadParameter("a folder to write is needed.", param_hint="'--out'")
     flags = {
         "student": student,
         "arm": arm,
@@ -172,6 +189,10 @@ def train(
         "warmup_steps": warmup_steps,
         "decay_steps": decay_steps,
         "weight_decay": weight_decay,
+        "validation": validation,
+        "validation_epochs": validation_epochs,
+        "validation_steps": validation_steps,
+        "keep": keep,
         "precision": precision,
         "vocab_size": vocab_size,
         "think_tags": tuple(think_tags.split(",")) if think_tags else None,
@@ -182,9 +203,21 @@ def train(
     values = (read_yaml(config) if config else {"packed": False}) | {k: v for k, v in flags.items() if v is not None}
     source = f"{config} and command line" if config else "command line"
     settings = validate(TrainSettings, values, source=source)
-    run = {"out": out, "threads": threads, "checkpoint_seconds": checkpoint_seconds}
+    run = {"out": out or Path(), "threads": threads, "checkpoint_seconds": checkpoint_seconds}
     run |= {"checkpoint_steps": checkpoint_steps, "tensorboard": tensorboard}
+    run |= {"activation_checkpointing": activation_checkpointing}
     options = validate(RunOptions, run, source="command line")
+    if show_batch:
+        from distill.training.show_batch import print_batch
+        from distill.training.show_batch import show_batch as first_batch
+
+        _show_result(first_batch(settings, traces), print_batch, json)
+        return
+    if dry_run:
+        from distill.training.dry_run import dry_run as estimate
+
+        _show_dict(f"{settings.arm} for {settings.student}, not trained", estimate(settings, traces, options), json)
+        return
     from distill.training.train import train as train_student
 
     _show(train_student(settings, traces, options), json)
@@ -306,6 +339,28 @@ def bench_training(
     _show_bench(lambda: run(settings), show_training, out, json)
 
 
+@bench_app.command("packing")
+def bench_packing(
+    documents: Annotated[int, typer.Option(help="Log-normal documents in a plan.")] = 1_000_000,
+    row_tokens: Annotated[str, typer.Option(help="Tokens of a packed row, several sizes.")] = "8192,32768,131072",
+    data: Annotated[str, typer.Option(help="What is tokenized: synthetic, gsm8k:PATH or aqua:PATH.")] = "synthetic",
+    rounds: Annotated[int, typer.Option(help="Turns of rendering and of the tokenizer alone.")] = 7,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Plans of a million documents, their balance over ranks, and rendering beside the tokenizer alone.
+
+    Example: distill bench packing --data gsm8k:train.jsonl --out out/packing.json
+    """
+    from distill.bench.packing import PackingBenchSettings, show_packing
+    from distill.bench.packing import bench_packing as run
+    from distill.settings import validate
+
+    values = {"documents": documents, "row_tokens": row_tokens.split(","), "data": data, "rounds": rounds}
+    settings = validate(PackingBenchSettings, values, source="command line")
+    _show_bench(lambda: run(settings), show_packing, out, json)
+
+
 @bench_app.command("kernels")
 def bench_kernels(
     rows: Annotated[int, typer.Option(help="Tokens of the linear losses.")] = 2048,
@@ -345,7 +400,7 @@ def bench_kernels(
 @bench_app.command("gpu")
 def bench_gpu(
     out: Annotated[Path, typer.Option(help="JSON file to write; gone on with if it is there.")],
-    budget: Annotated[float, typer.Option(help="Seconds after which nothing new is measured.")] = 480.0,
+    budget: Annotated[float, typer.Option(min=1, help="Seconds after which nothing new is measured.")] = 480.0,
     commit: Annotated[str | None, typer.Option(help="What the sources are, where no git can say it.")] = None,
     json: Json = False,
 ) -> None:
@@ -455,19 +510,27 @@ def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
         console.facts(title, values)
 
 
-def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> Any:
-    from distill.artifact import require_file_place, write_json
-
-    if out is not None:
-        require_file_place(out)
-    result = measure()
+def _show_result(result: Any, show: Any, json: bool) -> None:
     if json:
         console.emit_json(result)
     else:
         show(result)
+
+
+def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> Any:
+    from distill.artifact import write_json
+    from distill.bench.result_file import prepare
+
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        prepare(out)
+    try:
+        result = measure()
+    except KeyboardInterrupt:
+        console.note("interrupted; a benchmark keeps nothing before its end, run the same command again")
+        sys.exit(INTERRUPTED)
+    if out is not None:  # before it is shown: a closed pipe must not cost what was measured
         write_json(out, result)
+    _show_result(result, show, json)
     return result
 
 

@@ -8,13 +8,14 @@ from importlib.util import find_spec
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
 from .attention_tiles import AttentionTiles, attention_tiles
-from .document_bounds import check_bounds, check_lengths, read_bounds
+from .document_bounds import check_bounds, check_lengths, check_plan, read_bounds
 from .padded_attention import PaddedPlan, padded_attention, padded_plan
 
 __all__ = [
@@ -95,7 +96,7 @@ def unsupported_attention(
         return "it has no softcap"
     if deterministic and not torch.are_deterministic_algorithms_enabled():
         return "it is deterministic only under torch.use_deterministic_algorithms(True)"
-    if "window_size" not in _torch_varlen_parameters():
+    if not _torch_varlen_takes("window_size"):
         return f"torch {torch.__version__} has no torch.nn.attention.varlen with window_size"
     return None
 
@@ -170,6 +171,7 @@ def varlen_attention(
     with torch.autocast(q.device.type, enabled=False):
         if implementation == "sdpa":
             plan = plan if isinstance(plan, PaddedPlan) else padded_plan(cu_seqlens)
+            check_plan(plan.cu_seqlens, cu_seqlens)
             check_lengths(plan.total_tokens, plan.longest, q.shape[0], max_seqlen)
             return padded_attention(q, k, v, plan, scale=scale, window=window, softcap=softcap)
         if implementation == "eager":
@@ -178,6 +180,7 @@ def varlen_attention(
             return reference.varlen_attention(q, k, v, cu_seqlens, scale=scale, window=window, softcap=softcap)
         # From here on nothing waits for the GPU; a plan's cu_seqlens were checked when it was made.
         if isinstance(plan, AttentionTiles):
+            check_plan(plan.cu_seqlens, cu_seqlens)
             check_lengths(plan.total_tokens, plan.max_seqlen, q.shape[0], max_seqlen)
         else:
             check_bounds(cu_seqlens, q.shape[0], max_seqlen)
@@ -227,9 +230,13 @@ def _dotted(capability: tuple[int, int] | None) -> str:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _is_installed(package: str, file: str = "") -> bool:
     """Whether a package is there, and a file in it; nothing is imported. FlashAttention 2 and 4 share a name."""
+    return _find(package, file)
+
+
+@cache  # not on _is_installed: torch.compile would look through it, with a warning, and trace the search
+def _find(package: str, file: str) -> bool:
     spec = find_spec(package)
     if spec is None or not file:
         return spec is not None
@@ -275,9 +282,13 @@ def _flash_attn(
 
 
 @torch.compiler.assume_constant_result
+def _torch_varlen_takes(name: str) -> bool:
+    """Whether torch has a varlen_attn and it has this argument, which differs by version."""
+    return name in _torch_varlen_parameters()
+
+
 @cache
 def _torch_varlen_parameters() -> frozenset[str]:
-    """Names of the arguments of torch's varlen_attn, which differ by version; none if it is not there."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -290,15 +301,12 @@ def _torch_varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options = {}
-    parameters = _torch_varlen_parameters()
-    if "num_splits" in parameters:
+    options: dict[str, Any] = {}
+    if _torch_varlen_takes("num_splits") and torch.version.hip is None:  # AMD's refuses it
         options["num_splits"] = 1  # its own choice can give NaN with FlashAttention 2
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in parameters:
-            options["enable_gqa"] = True
-        else:
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    if q.shape[1] != k.shape[1] and _torch_varlen_takes("enable_gqa"):  # without this argument it never asks
+        options["enable_gqa"] = True
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return varlen_attn(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0), **options
     )

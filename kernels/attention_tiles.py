@@ -31,6 +31,7 @@ class AttentionTiles:
     Column i is one tile: its document's first token, its document's end and its own first token, as places in the pack.
     """
 
+    cu_seqlens: Tensor  # what it was made from
     total_tokens: int
     max_seqlen: int  # what the documents' lengths were checked against
     tile: int
@@ -64,4 +65,4 @@ def attention_tiles(
     by_queries, by_keys = (
         table.index_select(1, work.argsort(descending=True, stable=True)) for work in (keys_read, queries_reading)
     )
-    return AttentionTiles(total_tokens, max_seqlen, tile, by_queries, by_keys)
+    return AttentionTiles(cu_seqlens, total_tokens, max_seqlen, tile, by_queries, by_keys)

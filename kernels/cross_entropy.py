@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .linear_arguments import check_head, check_ids, check_rows, compute_dtype, kept_count
-from .linear_loss import Needs, losses_and_gradients
+from .linear_loss import Needs, Rows, losses_and_gradients
 from .linear_loss_ops import (
     cast_head,
     fake_gradients,
@@ -139,7 +139,7 @@ def linear_cross_entropy_sum(
     row_loss = CrossEntropy(weights, z_loss, label_smoothing, weight.shape[0])
     kept_labels = select(labels, rows)
     losses, stats, found = losses_and_gradients(
-        select(hidden, rows).to(dtype),
+        Rows(hidden, rows, dtype),
         cast_head(weight, bias, dtype, softcap, temperature=1.0),
         kept_labels[:, None],
         row_loss,

@@ -52,6 +52,21 @@ def check_lengths(end: int, longest: int, total_tokens: int, max_seqlen: int) ->
         raise ValueError(f"max_seqlen: got {max_seqlen}, takes the longest document's length, {longest}, or more")
 
 
+def check_plan(made_from: Tensor, cu_seqlens: Tensor) -> None:
+    """Raise, now on a CPU and else on the device, unless a plan is of these documents: with another's they would mix."""
+    if made_from.shape != cu_seqlens.shape:
+        found, expected = made_from.shape[0] - 1, cu_seqlens.shape[0] - 1
+        raise ValueError(f"plan: got one of {found} documents, takes one made from cu_seqlens, of {expected}")
+    # A model hands one tensor to all layers, so there is hardly ever something to compare.
+    if torch.compiler.is_compiling() or made_from is cu_seqlens:
+        return
+    is_same = (made_from == cu_seqlens).all()
+    if cu_seqlens.device.type != "cpu":
+        torch._assert_async(is_same, "plan: got one of other documents, takes one made from cu_seqlens")
+    elif not is_same:
+        raise ValueError("plan: got one of other documents, takes one made from cu_seqlens")
+
+
 def _check_shape(cu_seqlens: Tensor) -> None:
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         found = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"

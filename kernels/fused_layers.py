@@ -17,12 +17,15 @@ raises here instead.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 LAYERS = ("RMSNorm", "rotary embedding", "gated MLP")
@@ -143,12 +146,13 @@ def _gated_mlp(family: Family, config: Any) -> Callable[[nn.Module], Callable[..
 
 def _backward_once(function: type) -> type:
     """liger's autograd function, with an error where a second backward would be silently wrong."""
+    its_backward = function.backward  # torch.compile does not take it from the class inside another backward
 
     def backward(ctx: Any, gradient: Tensor) -> Any:
         if getattr(ctx, "is_used", False):
             raise RuntimeError("fuse_layers: liger's gated activation allows one backward, its inputs are gone")
         ctx.is_used = True
-        return function.backward(ctx, gradient)
+        return its_backward(ctx, gradient)
 
     return type(function.__name__, (function,), {"backward": staticmethod(backward)})
 
@@ -157,19 +161,25 @@ def _rotary(family: Family, config: Any) -> Callable[[nn.Module], Callable[..., 
     from liger_kernel.ops.rope import LigerRopeFunction
 
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return LigerRopeFunction.apply(q, k, cos, sin)
+        # Its kernel alone of the three is launched on the current GPU, which need not be the tensors'.
+        is_eager_cuda = q.device.type == "cuda" and not torch.compiler.is_compiling()
+        with torch.cuda.device(q.device) if is_eager_cuda else nullcontext():
+            return LigerRopeFunction.apply(q, k, cos, sin)
 
-    def forward(module: nn.Module) -> Callable[..., Any] | None:
-        """The attention's own forward, except that the one name means something else in it."""
-        plain = type(module).forward
+    @cache
+    def forward(kind: type[nn.Module]) -> Callable[..., Any] | None:
+        """The attention's own forward, except that the one name means something else in it; one for all layers."""
+        plain = kind.forward
         if not isinstance(plain, FunctionType) or ROTARY not in plain.__code__.co_names:
             return None
         names = plain.__globals__ | {ROTARY: rotate}
+        # torch.compile looks the names of a function that says which module it is from up in that module.
+        del names["__name__"]
         function = FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__, plain.__closure__)
         function.__kwdefaults__ = plain.__kwdefaults__
         return function
 
-    return forward
+    return lambda module: forward(type(module))
 
 
 # Layer -> (how its modules' class is called after the family's prefix, what makes their new forward).

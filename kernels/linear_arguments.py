@@ -4,12 +4,14 @@ Values on a GPU are checked by an assertion that runs there; with DISTILL_DEBUG=
 back instead, and the error is the one that a CPU gives.
 """
 
+import math
 import os
 
 import torch
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -28,8 +30,9 @@ def kept_count(kept: Tensor | None, rows: Tensor) -> Tensor | int:
 def check_head(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, workspace_bytes: int | None
 ) -> None:
-    if hidden.ndim != 2 or not hidden.is_floating_point():
-        raise ValueError(f"hidden: got {hidden.dtype} of shape {tuple(hidden.shape)}, takes floating point [N, H]")
+    if hidden.ndim != 2 or hidden.shape[1] == 0 or hidden.dtype not in DTYPES:
+        found = f"{hidden.dtype} of shape {tuple(hidden.shape)}"
+        raise ValueError(f"hidden: got {found}, takes bfloat16, float16, float32 or float64 [N, H] with H > 0")
     width = hidden.shape[1]
     if type(weight).__name__ == "DTensor":
         raise ValueError(
@@ -44,8 +47,8 @@ def check_head(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name}: got a tensor on {tensor.device}, takes one on {hidden.device} (hidden's)")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: got {softcap}, takes a number above 0 or None")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: got {softcap}, takes a finite number above 0 or None")
     if workspace_bytes is not None and workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes: got {workspace_bytes}, takes a number of bytes above 0 or None")
 

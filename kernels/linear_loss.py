@@ -19,6 +19,7 @@ reference.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,37 @@ from .logits_backends import Logits, make_backend
 from .row_losses import RowGradient, RowLoss, RowStats
 
 DEFAULT_WORKSPACE_BYTES = {"cpu": 64 << 20, "cuda": 5 << 28}
-# A row's factor may be 0, or small beside what its ids get, yet M at the ids is divided by it: it is kept
-# above this share of the largest of them. That moves other entries of dz by less than a millionth of its largest.
-SMALLEST_FACTOR = 1e-6
+
+
+def smallest_factor(dtype: torch.dtype) -> float:
+    """Of what a row's ids get, the share that its factor is kept above.
+
+    The factor may be 0, or small beside them, yet M at the ids is divided by it. That moves other entries of dz by this
+    share of its largest: a millionth, or in float16, which ends at 65504, its own rounding.
+    """
+    return 2.0**-11 if dtype == torch.float16 else 1e-6
+
+
+class Rows(NamedTuple):
+    """The rows that count of hidden[N,H], in the dtype of the products; gathered and cast a chunk at a time."""
+
+    hidden: Tensor
+    index: Tensor | None  # [n] of the rows that count; None: all
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        return (self.hidden if self.index is None else self.index).shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def chunk(self, rows: slice) -> Tensor:
+        """[rows,H] with adjacent elements in a row."""
+        x = self.hidden[rows] if self.index is None else self.hidden.index_select(0, self.index[rows])
+        x = x.to(self.dtype)
+        return x if x.stride(1) == 1 else x.contiguous()
 
 
 class Head(NamedTuple):
@@ -57,7 +86,7 @@ class Gradients(NamedTuple):
 
 
 def statistics(
-    hidden: Tensor,
+    hidden: Rows,
     head: Head,
     ids: Tensor,
     *,
@@ -65,19 +94,19 @@ def statistics(
     need_argmax: bool = False,
     workspace_bytes: int | None = None,
 ) -> RowStats:
-    """Statistics of hidden[n,H] at ids[n,K] (-1: none there)."""
-    chunks = _chunks(hidden.shape[0], head, workspace_bytes)
+    """Statistics of n rows at ids[n,K] (-1: none there)."""
+    chunks = _chunks(hidden.size, head, workspace_bytes)
     backend = make_backend(head, chunks.step, hidden.device)
     total = _empty_stats(hidden, ids, need_mean, need_argmax)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with computing_on(hidden.device):
         for rows in chunks:
-            part = backend.statistics(hidden[rows], ids[rows], need_mean, need_argmax)
+            part = backend.statistics(hidden.chunk(rows), ids[rows], need_mean, need_argmax)
             _copy_stats(total, rows, part)
     return total
 
 
 def gradients(
-    hidden: Tensor,
+    hidden: Rows,
     head: Head,
     ids: Tensor,
     lse: Tensor,
@@ -87,18 +116,18 @@ def gradients(
     workspace_bytes: int | None = None,
 ) -> Gradients:
     """Gradients for a RowGradient of all rows, with the lse of an earlier pass; the logits are computed again."""
-    chunks = _chunks(hidden.shape[0], head, workspace_bytes)
+    chunks = _chunks(hidden.size, head, workspace_bytes)
     backend = make_backend(head, chunks.step, hidden.device)
     result = _Accumulator(hidden, head, needs, len(chunks))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with computing_on(hidden.device):
         for rows in chunks:
             part = RowGradient(*(None if value is None else value[rows] for value in gradient))
-            result.add_written(backend, hidden[rows], ids[rows], lse[rows], part, rows)
+            result.add_written(backend, hidden.chunk(rows), ids[rows], lse[rows], part, rows)
     return result.finish()
 
 
 def losses_and_gradients(
-    hidden: Tensor,
+    hidden: Rows,
     head: Head,
     ids: Tensor,
     row_loss: RowLoss,
@@ -108,27 +137,38 @@ def losses_and_gradients(
     workspace_bytes: int | None = None,
 ) -> tuple[Tensor, RowStats, Gradients]:
     """Losses[n], statistics, and gradients of the sum of losses, in one pass."""
-    chunks = _chunks(hidden.shape[0], head, workspace_bytes)
+    chunks = _chunks(hidden.size, head, workspace_bytes)
     backend = make_backend(head, chunks.step, hidden.device)
     total = _empty_stats(hidden, ids, False, need_argmax)
     losses = torch.empty_like(total.lse)
     result = _Accumulator(hidden, head, needs, len(chunks))
     # Statistics first, and the logits again, where M needs the loss's gradient while it is written, or nothing needs M.
     separate = row_loss.uses_mean and head.softcap is not None
-    with torch.autocast(hidden.device.type, enabled=False):
+    with computing_on(hidden.device):
         for rows in chunks:
-            x, at = hidden[rows], ids[rows]
+            x, at = hidden.chunk(rows), ids[rows]
             if separate or not any(needs):
                 stats = backend.statistics(x, at, row_loss.uses_mean, need_argmax)
-                losses[rows] = row_loss.losses(stats, rows)
                 if any(needs):
-                    result.add_written(backend, x, at, stats.lse, row_loss.gradient(stats, rows), rows)
+                    losses[rows], gradient = row_loss.losses_and_gradient(stats, rows)
+                    result.add_written(backend, x, at, stats.lse, gradient, rows)
+                else:
+                    losses[rows] = row_loss.losses(stats, rows)
             else:
                 matrix, scale, stats = backend.exponentials(x, at, row_loss.uses_mean, need_argmax)
-                losses[rows] = row_loss.losses(stats, rows)
-                result.add_scaled(matrix, scale, x, at, stats, row_loss.gradient(stats, rows), rows)
+                losses[rows], gradient = row_loss.losses_and_gradient(stats, rows)
+                result.add_scaled(matrix, scale, x, at, stats, gradient, rows)
             _copy_stats(total, rows, stats)
     return losses, total, result.finish()
+
+
+def computing_on(device: torch.device) -> ExitStack:
+    """Products keep the dtype they are given; Triton, which launches on the current device, launches on this one."""
+    stack = ExitStack()
+    stack.enter_context(torch.autocast(device.type, enabled=False))
+    if device.type == "cuda":
+        stack.enter_context(torch.cuda.device(device))
+    return stack
 
 
 class _Chunks:
@@ -159,8 +199,8 @@ def _chunks(rows: int, head: Head, workspace_bytes: int | None) -> _Chunks:
     return _Chunks(rows, max(1, step))
 
 
-def _empty_stats(hidden: Tensor, ids: Tensor, need_mean: bool, need_argmax: bool) -> RowStats:
-    rows, device = hidden.shape[0], hidden.device
+def _empty_stats(hidden: Rows, ids: Tensor, need_mean: bool, need_argmax: bool) -> RowStats:
+    rows, device = hidden.size, hidden.device
     wide = torch.promote_types(hidden.dtype, torch.float32)
     return RowStats(
         torch.empty(rows, dtype=wide, device=device),
@@ -184,12 +224,12 @@ def products_come_wide(device_type: str, dtype: torch.dtype) -> bool:
 class _Accumulator:
     """The three gradients as chunks come in; products are accumulated in float32 whatever the chunk."""
 
-    def __init__(self, hidden: Tensor, head: Head, needs: Needs, chunks: int) -> None:
+    def __init__(self, hidden: Rows, head: Head, needs: Needs, chunks: int) -> None:
         self.head, self.needs = head, needs
         self.wide = torch.promote_types(hidden.dtype, torch.float32)
         self.product_is_wide = products_come_wide(hidden.device.type, hidden.dtype)
         self.chunks = chunks
-        self.d_hidden = torch.empty_like(hidden) if needs.hidden else None
+        self.d_hidden = head.weight.new_empty(hidden.size, hidden.hidden.shape[1]) if needs.hidden else None
         self.d_weight: Tensor | None = None
         self.part = None
         bias_like = head.weight[:, 0]
@@ -213,8 +253,8 @@ class _Accumulator:
         at_ids = gradient.at_ids if softcap is None else gradient.at_ids * _slope(stats.z, softcap, temperature)
         r = gradient.softmax_factor
         if r is not None:
-            largest = torch.where(ids >= 0, gradient.at_ids, 0.0).abs().amax(1)
-            r = torch.where(r.abs() < SMALLEST_FACTOR * largest, torch.copysign(SMALLEST_FACTOR * largest, r), r)
+            smallest = torch.where(ids >= 0, gradient.at_ids, 0.0).abs().amax(1) * smallest_factor(matrix.dtype)
+            r = torch.where(r.abs() < smallest, torch.copysign(smallest, r), r)
         r = _product(r, scale)
         # A row without any gradient has r = 0; what stands in M is then of no account.
         _place(matrix, ids, at_ids if r is None else torch.where(r[:, None] == 0, 0.0, at_ids / r[:, None]))
@@ -246,7 +286,7 @@ class _Accumulator:
             else:
                 torch.mul(torch.mm(matrix, weight), r[:, None], out=self.d_hidden[rows])
         if self.needs.weight:
-            self._add_to_weight(matrix, x if r is None else (x * r[:, None]).to(x.dtype))
+            self._add_to_weight(matrix, x if r is None else torch.mul(x, r[:, None], out=torch.empty_like(x)))
         if self.d_bias is not None:
             _add_column_sums(self.d_bias, matrix, r)
 
@@ -303,13 +343,16 @@ def _place(matrix: Tensor, ids: Tensor, values: Tensor) -> None:
     One assignment, in which equal places get equal values: an id of -1 takes the place and the value of an id of
     its row that is there, and where there is none, of what stands at 0 already.
     """
+    values = values.to(matrix.dtype)
     present = ids >= 0
-    some = present.to(torch.uint8).argmax(1, keepdim=True)
-    where = torch.where(present, ids, ids.gather(1, some)).clamp_min(0)
-    values = torch.where(present, values, values.gather(1, some)).to(matrix.dtype)
-    values = torch.where(present.any(1, keepdim=True), values, matrix[:, :1])
+    if ids.shape[1] > 1:
+        some = present.to(torch.uint8).argmax(1, keepdim=True)
+        ids = torch.where(present, ids, ids.gather(1, some))
+        values = torch.where(present, values, values.gather(1, some))
+        present = present.any(1, keepdim=True)
+    values = torch.where(present, values, matrix[:, :1])
     # Not scatter_, which on a CPU passes over the whole matrix.
-    matrix[torch.arange(matrix.shape[0], device=matrix.device)[:, None], where] = values
+    matrix[torch.arange(matrix.shape[0], device=matrix.device)[:, None], ids.clamp_min(0)] = values
 
 
 def _accumulate(total: Tensor, part: Tensor, first: bool) -> None:
@@ -322,7 +365,7 @@ def _accumulate(total: Tensor, part: Tensor, first: bool) -> None:
 def _add_column_sums(total: Tensor, matrix: Tensor, r: Tensor | None) -> None:
     """total[V] += matrix^T @ r in float32."""
     if matrix.device.type == "cuda":
-        from .vocabulary_gemm import column_sums
+        from .column_sums import column_sums
 
         total += column_sums(matrix, torch.ones_like(matrix[:, 0], dtype=total.dtype) if r is None else r)
         return

@@ -2,16 +2,18 @@
 
 `linear_statistics` is the primitive: lse[N], z[N,K] and mean[N], differentiable, so any loss of them is a few lines of torch; its
 backward computes the logits again (8 N H V FLOP in all). The fused losses return their gradients from the forward
-pass instead (6 N H V); `fused_backward` is what their operators share.
+pass instead (6 N H V); `register_fused_autograd` is what their operators share.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from .linear_loss import Gradients, Head, Needs, gradients, statistics
+from .linear_loss import Gradients, Head, Needs, Rows, gradients, statistics
+from .logits_backends import block_rows
 from .row_losses import RowGradient, RowStats
 
 
@@ -81,7 +83,7 @@ def linear_statistics(
     rows = kept_indices(kept)
     head = cast_head(weight, bias, dtype, softcap, temperature)
     stats = statistics(
-        select(hidden, rows).to(dtype),
+        Rows(hidden, rows, dtype),
         head,
         select(ids, rows),
         need_mean=need_mean,
@@ -128,12 +130,10 @@ def linear_gradients(
     at_ids = factor[:, None] * (z - lse[:, None]).exp()
     if d_z is not None:
         d_z = select(d_z, rows)
-        if ids.shape[1] > 1:  # an id that is there twice gets both gradients
-            d_z = ((ids[:, :, None] == ids[:, None, :]) * d_z[:, None, :]).sum(2)
-        at_ids = at_ids + d_z
+        at_ids = at_ids + (_summed_over_equals(ids, d_z) if ids.shape[1] > 1 else d_z)
     uniform = None if d_mean is None else select(d_mean, rows) / weight.shape[0]
     found = gradients(
-        select(hidden, rows).to(dtype),
+        Rows(hidden, rows, dtype),
         cast_head(weight, bias, dtype, softcap, temperature),
         ids,
         lse,
@@ -142,6 +142,13 @@ def linear_gradients(
         workspace_bytes=workspace_bytes,
     )
     return spread_gradients(found, rows, hidden)
+
+
+def _summed_over_equals(ids: Tensor, values: Tensor) -> Tensor:
+    """[n,K] sums of values[n,K] over equal ids[n,K]: an id that is there twice has the gradients of both."""
+    step = block_rows(ids.shape[1] ** 2, values.itemsize, ids.device.type)
+    parts = zip(ids.split(step), values.split(step), strict=True)
+    return torch.cat([((at[:, :, None] == at[:, None, :]) * part[:, None, :]).sum(2) for at, part in parts])
 
 
 @linear_gradients.register_fake
@@ -225,8 +232,14 @@ def scaled_gradient(saved: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor
     An operator without a derivative: `saved` is a constant, so differentiating this product would be wrong, and now
     it raises.
     """
-    wide = torch.promote_types(saved.dtype, dtype)
-    return torch.mul(saved if saved.dtype == wide else saved.to(wide), factor).to(dtype)
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    factor = factor.to(wide).reshape(1)  # without dimensions it would be rounded to a lower dtype of `saved` first
+    scaled = torch.empty_like(saved, dtype=dtype)
+    # In blocks: where dtypes differ a CPU converts its operands as a whole beforehand.
+    step = block_rows(math.prod(saved.shape[1:]), wide.itemsize, saved.device.type)
+    for block, out in zip(saved.split(step), scaled.split(step), strict=True):
+        torch.mul(block, factor, out=out)
+    return scaled
 
 
 @scaled_gradient.register_fake

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .linear_loss import Head
 
 BACKENDS = ("anchored", "rows", "torch")  # in order of preference
+# Below it a row's lse is not taken as the difference of a logit and its log-probability.
+FAR_LOGPROB = -50.0
 
 
 class Logits(Protocol):
@@ -106,7 +108,7 @@ def capped(raw: Tensor, ids: Tensor, head: "Head") -> Tensor:
     """z of the logits raw[n,K] at ids[n,K]; 0 where an id is -1."""
     if head.softcap is not None:
         raw = head.softcap * torch.tanh(raw / head.softcap)
-    return torch.where(ids >= 0, raw / head.temperature, 0.0)
+    return torch.where(ids >= 0, raw if head.temperature == 1.0 else raw / head.temperature, 0.0)
 
 
 def block_rows(vocabulary: int, itemsize: int, device_type: str) -> int:
@@ -147,7 +149,12 @@ class _TorchRows:
             z = self._capped(block)
             logp = torch.log_softmax(z, 1, out=self.wide[: block.shape[0]])
             column = block_ids[:, :1].clamp_min(0)
-            lse = (z.gather(1, column) - logp.gather(1, column)).squeeze(1)
+            logp_there = logp.gather(1, column)
+            lse = (z.gather(1, column) - logp_there).squeeze(1)
+            # Where an entry is masked out the difference is nothing but rounding, and of two infinities NaN.
+            far = ~(logp_there.squeeze(1) > FAR_LOGPROB)
+            if far.any():
+                lse[far] = z[far].amax(1) - logp[far].amax(1)
             at_ids = torch.where(block_ids >= 0, z.gather(1, block_ids.clamp_min(0)), 0.0)
             parts.append((lse, at_ids, z.mean(1) if need_mean else lse, z.argmax(1) if need_argmax else lse))
             if write and self.head.softcap is None:
@@ -201,11 +208,14 @@ class _TritonRows:
 class AnchoredLogits:
     """M = exp(z - anchor), written by the epilogue of the product; its row sums, taken before rounding, are the scale.
 
-    The anchor is the largest z of a row's ids, so M needs no pass that finds a maximum. It is exact: only M is rounded.
+    The anchor is the largest z of a row's ids (0 without any), so M needs no pass that finds a maximum. It is exact: only
+    M is rounded.
     """
 
     def __init__(self, head: "Head", rows: int) -> None:
-        self.head, self.rows = head, rows
+        weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
+        self.head = head._replace(weight=weight, bias=None if head.bias is None else head.bias.contiguous())
+        self.rows = rows
         self.buffer: Tensor | None = None
         self.options = {"softcap": head.softcap, "temperature": head.temperature}
 
@@ -213,7 +223,9 @@ class AnchoredLogits:
         if self.buffer is None:
             vocabulary = self.head.weight.shape[0]
             # The row stride is a multiple of 128 bytes whatever V is: tensor copies and products want it aligned.
-            self.buffer = self.head.weight.new_empty(self.rows, -(-vocabulary // 64) * 64)[:, :vocabulary]
+            whole = self.head.weight.new_empty(self.rows, -(-vocabulary // 64) * 64)
+            whole[:, vocabulary:] = 0  # a library's product may read beyond V and multiply by 0
+            self.buffer = whole[:, :vocabulary]
         return self.buffer[:rows]
 
     def _exponentials(
@@ -222,8 +234,11 @@ class AnchoredLogits:
         from .vocabulary_gemm import exp_logits
 
         z = self._z_at(x, ids)
-        anchor = torch.where(ids >= 0, z, float("-inf")).amax(1)
-        anchor = torch.where(anchor.isneginf(), 0.0, anchor)
+        if ids.shape[1] == 1:
+            anchor = z[:, 0].contiguous()
+        else:
+            anchor = torch.where(ids >= 0, z, float("-inf")).amax(1)
+            anchor = torch.where(anchor.isneginf(), 0.0, anchor)
         found = exp_logits(
             x,
             self.head.weight,
@@ -256,7 +271,7 @@ class AnchoredLogits:
     def gradient(
         self, x: Tensor, ids: Tensor, lse: Tensor, factor: Tensor | None, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        from .vocabulary_gemm import dz_logits
+        from .vocabulary_gradient import dz_logits
 
         matrix = self._matrix(x.shape[0])
         factor = torch.ones_like(lse) if factor is None else factor

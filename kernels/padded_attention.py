@@ -40,6 +40,7 @@ class Group:
 class PaddedPlan:
     """How the documents of one pack are batched; independent of heads, dtype and layer."""
 
+    cu_seqlens: Tensor  # what it was made from
     total_tokens: int
     longest: int
     groups: list[Group]
@@ -50,11 +51,12 @@ class PaddedPlan:
         """[repeats * length, length]: 0 where a query sees a key, -inf elsewhere; shared by the layers."""
         key = (length, window, repeats, dtype)
         if key not in self._biases:
-            index = torch.arange(length, device=self.places.device)
-            distance = index[:, None] - index
-            hidden = (distance < 0) | (distance >= (length if window is None else window))
-            bias = torch.zeros(length, length, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-            self._biases[key] = bias.repeat(repeats, 1)
+            with torch.inference_mode(False):  # a later call may train with what an evaluation made
+                index = torch.arange(length, device=self.places.device)
+                distance = index[:, None] - index
+                hidden = (distance < 0) | (distance >= (length if window is None else window))
+                bias = torch.zeros(length, length, dtype=dtype, device=hidden.device)
+                self._biases[key] = bias.masked_fill_(hidden, float("-inf")).repeat(repeats, 1)
         return self._biases[key]
 
 
@@ -79,7 +81,7 @@ def padded_plan(cu_seqlens: Tensor) -> PaddedPlan:
         device = cu_seqlens.device
         padding = is_padding.nonzero().squeeze(1)
         groups.append(Group(len(members), length, tokens.to(device), padding.to(device)))
-    return PaddedPlan(bounds[-1], max(lengths), groups, places.to(cu_seqlens.device))
+    return PaddedPlan(cu_seqlens, bounds[-1], max(lengths), groups, places.to(cu_seqlens.device))
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:

@@ -6,8 +6,8 @@ Every loss here is a function of a row's lse = logsumexp(z), of z at K ids, and 
     dz = at_ids + uniform                             at the ids
 
 which is all that the passes over the vocabulary (linear_loss.py) need to know of a loss. `losses` is ordinary
-differentiable torch; `gradient` is its derivative by hand, since gradients of a sum are made inside an operator where autograd
-does not record. The tests hold one against the other.
+differentiable torch; `losses_and_gradient` adds its derivative by hand, since gradients of a sum are made inside an
+operator where autograd does not record. The tests hold one against the other.
 """
 
 from typing import NamedTuple, Protocol
@@ -37,8 +37,8 @@ class RowLoss(Protocol):
     def losses(self, stats: RowStats, rows: slice) -> Tensor:
         """[n], differentiable with respect to stats.lse, stats.z and stats.mean."""
 
-    def gradient(self, stats: RowStats, rows: slice) -> RowGradient:
-        """Of the sum of `losses`."""
+    def losses_and_gradient(self, stats: RowStats, rows: slice) -> tuple[Tensor, RowGradient]:
+        """`losses`, and the gradient of their sum."""
 
 
 class CrossEntropy:
@@ -59,7 +59,7 @@ class CrossEntropy:
             losses = losses + self.z_loss * stats.lse.square()
         return losses if self.weights is None else losses * self.weights[rows]
 
-    def gradient(self, stats: RowStats, rows: slice) -> RowGradient:
+    def losses_and_gradient(self, stats: RowStats, rows: slice) -> tuple[Tensor, RowGradient]:
         logprobs = stats.z[:, 0] - stats.lse
         at_label = torch.expm1(logprobs)  # p - 1 without cancellation
         factor = uniform = None
@@ -75,7 +75,7 @@ class CrossEntropy:
             factor = weights if factor is None else factor * weights
             at_label = at_label * weights
             uniform = None if uniform is None else uniform * weights
-        return RowGradient(factor, at_label[:, None], uniform)
+        return self.losses(stats, rows), RowGradient(factor, at_label[:, None], uniform)
 
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -118,26 +118,22 @@ class TopkDivergence:
         self.ce_weight = ce_weight
 
     def losses(self, stats: RowStats, rows: slice) -> Tensor:
-        losses = self._divergence(stats, rows)[0]
-        if self.ce_weight:
-            losses = (1 - self.ce_weight) * losses + self.ce_weight * (stats.lse - stats.z[:, -1])
-        return losses if self.weights is None else losses * self.weights[rows]
+        return self._mixed(self._divergence(stats, rows)[0], stats, rows)
 
-    def gradient(self, stats: RowStats, rows: slice) -> RowGradient:
-        _, p, p_times_g, tail_g = self._divergence(stats, rows)
+    def losses_and_gradient(self, stats: RowStats, rows: slice) -> tuple[Tensor, RowGradient]:
+        divergence, p, p_times_g, tail_g = self._divergence(stats, rows)
         mean_g = p_times_g.sum(1, keepdim=True)
         factor = tail_g - mean_g[:, 0]
         at_teacher = p_times_g[:, :-1] - p[:, :-1] * mean_g
-        # The label lies in the rest, or is one of the teacher's ids.
-        at_label = factor[:, None] * (stats.z[:, -1:] - stats.lse[:, None]).exp()
-        ids, label = self.ids[rows, :-1], self.ids[rows, -1:]
-        is_label = (ids == label) & (label >= 0)
-        at_label = torch.where(is_label, at_teacher, 0.0).sum(1, keepdim=True) + at_label * ~is_label.any(
-            1, keepdim=True
-        )
+        at_label = factor[:, None]  # of no account: without cross-entropy there is no label
         if self.ce_weight:
-            keep, add = 1 - self.ce_weight, self.ce_weight
+            # The label lies in the rest, or is one of the teacher's ids.
             logprobs = (stats.z - stats.lse[:, None]).clamp_max(0)
+            ids, label = self.ids[rows, :-1], self.ids[rows, -1:]
+            is_label = (ids == label) & (label >= 0)
+            at_label = at_label * logprobs[:, -1:].exp() * ~is_label.any(1, keepdim=True)
+            at_label = at_label + torch.where(is_label, at_teacher, 0.0).sum(1, keepdim=True)
+            keep, add = 1 - self.ce_weight, self.ce_weight
             hard_at_label = torch.expm1(logprobs[:, -1:])
             hard_at_teacher = torch.where(is_label, hard_at_label, logprobs[:, :-1].exp())
             factor = keep * factor + add
@@ -147,7 +143,13 @@ class TopkDivergence:
         if self.weights is not None:
             factor = factor * self.weights[rows]
             at_ids = at_ids * self.weights[rows, None]
-        return RowGradient(factor, at_ids)
+        return self._mixed(divergence, stats, rows), RowGradient(factor, at_ids)
+
+    def _mixed(self, divergence: Tensor, stats: RowStats, rows: slice) -> Tensor:
+        losses = divergence
+        if self.ce_weight:
+            losses = (1 - self.ce_weight) * divergence + self.ce_weight * (stats.lse - stats.z[:, -1])
+        return losses if self.weights is None else losses * self.weights[rows]
 
     def _divergence(self, stats: RowStats, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """D[n], p[n,K+1], p_b G_b[n,K+1] and the rest's G[n]; the last bucket is the rest."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .linear_arguments import check_head, check_ids, check_rows, compute_dtype, kept_count
-from .linear_loss import Needs, losses_and_gradients
+from .linear_loss import Needs, Rows, losses_and_gradients
 from .linear_loss_ops import (
     cast_head,
     fake_gradients,
@@ -136,7 +136,7 @@ def linear_topk_divergence_sum(
     kept_ids = select(ids, rows)
     weights = None if token_weights is None else select(token_weights, rows)
     losses, _, found = losses_and_gradients(
-        select(hidden, rows).to(dtype),
+        Rows(hidden, rows, dtype),
         cast_head(weight, bias, dtype, softcap, temperature),
         kept_ids,
         TopkDivergence(kept_ids, select(teacher_logprobs, rows), weights, divergence, beta, ce_weight),

@@ -17,6 +17,8 @@ from torch import Tensor
 from .attention import AttentionPlan, varlen_attention
 
 NAME = "distill"
+# What some models give their attention that changes its result and that ours does not know: sinks, biases, chosen keys.
+UNKNOWN = ("s_aux", "position_bias", "indices", "block_indices")
 
 
 def register_attention() -> str:
@@ -42,7 +44,8 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """out[1,T,Hq,D] of query[1,Hq,T,D], key and value[1,Hk,T,D]; refuses to run where documents could mix."""
     if cu_seq_lens_q is None:
@@ -62,8 +65,16 @@ def packed_attention(
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         found = f"query {tuple(query.shape)} and key {tuple(key.shape)}"
         raise ValueError(f"query: got {found}, takes one packed row without a cache, [1, heads, T, D]")
-    if not getattr(module, "is_causal", True):
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise ValueError("module: got a bidirectional attention layer, takes causal ones")
+    layer_type = getattr(module, "layer_type", None)
+    if layer_type == "chunked_attention" or (layer_type == "sliding_attention" and sliding_window is None):
+        raise ValueError(f"module: got a layer of {layer_type} whose bounds are in its mask only, takes no such layers")
+    for name in UNKNOWN:
+        if others.get(name) is not None:
+            raise ValueError(
+                f"{name}: got one, takes None: this attention has no such thing, so it cannot run this model"
+            )
     if query.dtype != value.dtype:  # rotary embedding in float32 beside a projection in the autocast dtype
         query, key = query.to(value.dtype), key.to(value.dtype)
     out = varlen_attention(

@@ -1,10 +1,10 @@
-"""Products with the vocabulary whose epilogue does the softmax's work, so that no pass over the logits is left to do.
+"""The product with the vocabulary whose epilogue does the softmax's work, so that no pass over the logits is left to do.
 
 For one row with hidden x, with c the softcap, T the temperature and (score, gain) as in vocabulary_rows:
 
     raw = W x + b        s = score(raw)        z = gain s        slope = 1 - s^2 with a softcap, else 1
 
-`exp_logits` is the forward. Given a number a near the largest z, the row's anchor (the label's logit will nearly always do),
+Given a number a near the largest z, the row's anchor (the label's logit will nearly always do),
 
     E_v = exp(z_v - a) slope_v        S = sum_v exp(z_v - a)        lse = a + log S
 
@@ -15,33 +15,18 @@ sum of scores to a place of its own; a second kernel reduces them, in one order,
 An anchor is bad when the largest z is more than MAX_DISTANCE from it. The reduction then makes the row's maximum its anchor
 and flags it; a second launch repeats the tiles of flagged rows and returns at once where there are none. The host
 never waits for the device.
-
-`dz_logits` is the backward when lse is known: out = (softmax_factor exp(z - lse) + uniform) slope / T.
-
-Both kernels are persistent: as many programs as the device holds at once walk over the tiles, and the loads of the next tile
-are in flight during the epilogue of this one. Tiles are walked in groups of row blocks, so that the tiles in flight
-at one time share their rows of x and of W in the L2 cache.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .targets import KernelCase, Target
-from .vocabulary_rows import (
-    LOG2_E,
-    TRITON_NAMES,
-    check_row_values,
-    gain,
-    inverse,
-    kernel_case,
-    softcap_score,
-)
+from .vocabulary_rows import LOG2_E, check_row_values, gain, softcap_score
+from .vocabulary_tiles import Config, option_case, product_cases, tiled_product
 
 # Nats between a row's largest z and its anchor. bfloat16 and float32 end at exp(88): 60 leave exp(28) for a sum over the
 # vocabulary and for a product with W. Below, the largest exponential is exp(-60), and whatever is at most exp(-27) of
@@ -50,7 +35,6 @@ MAX_DISTANCE = 60.0
 
 # Rows of one program of the reduction: 64 bytes of each tile's line of partial results.
 REDUCE_ROWS, REDUCE_TILES = 16, 64
-COLUMN_BLOCK, COLUMN_ROWS = 256, 32
 NO_COLUMN = tl.constexpr(2**31 - 1)
 
 
@@ -61,38 +45,6 @@ class ExpLogits(NamedTuple):
     sums: Tensor
     mean: Tensor | None
     argmax: Tensor | None
-
-
-class Config(NamedTuple):
-    """How the product is cut."""
-
-    rows: int  # of x in a tile
-    columns: int  # of the vocabulary in a tile
-    depth: int  # of H in one step
-    group: int  # row blocks walked together
-    warps: int
-    stages: int  # steps whose loads are in flight
-    programs: int  # on one multiprocessor
-    descriptors: bool  # loads and stores by TMA where the tensors allow it
-
-
-# For rows that do not begin at multiples of 16 bytes: each element has a load and, in registers, a pointer of its own.
-ODD_ROWS = Config(64, 128, 32, 8, 8, 3, 1, False)
-
-# By architecture, the first is the one used.
-# sm_90: the largest tile whose accumulator fits the registers of two warp groups: it needs the least L2 traffic per FLOP.
-#   Its epilogue hides under nothing but loads, which costs the more the smaller H is; two programs of half the size on a
-#   multiprocessor hide it under each other's products and need a third more L2 traffic.
-# sm_100: the accumulator lies in tensor memory; the epilogue of a larger tile would not fit the registers.
-# gfx942: splitting a product goes through its 64 KiB of shared memory.
-# other: what fits the 99 KiB of shared memory of sm_86, sm_89 and sm_120.
-CONFIGS = {
-    "sm_80": (Config(128, 256, 32, 8, 8, 4, 1, False), Config(128, 128, 32, 8, 4, 4, 2, False)),
-    "sm_90": (Config(128, 256, 64, 16, 8, 4, 1, True), Config(128, 128, 64, 16, 4, 3, 2, True)),
-    "sm_100": (Config(128, 128, 64, 16, 4, 3, 2, True),),
-    "gfx942": (Config(64, 128, 32, 8, 4, 2, 1, False),),
-    "other": (Config(128, 128, 32, 8, 8, 3, 1, False),),
-}
 
 
 @triton.jit
@@ -410,106 +362,6 @@ def reduce_kernel(
                 tl.store(mean_ptr + rows, scores * gain / vocabulary, mask=inside)
 
 
-@triton.jit
-def dz_part(
-    product,
-    bias_ptr,
-    lse,
-    factor,
-    uniform,
-    out,
-    row,
-    column,
-    n,
-    vocabulary,
-    out_stride,
-    gain,
-    inv_softcap,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-    UNIFORM: tl.constexpr,
-    TMA: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    score = scores(product, bias_ptr, column, vocabulary, inv_softcap, SOFTCAP, BIAS, COLUMNS)
-    gradient = tl.exp2(score * (gain * LOG2_E) - (lse * LOG2_E)[:, None]) * factor[:, None]
-    if UNIFORM:
-        gradient += uniform[:, None]
-    if SOFTCAP:
-        gradient *= 1.0 - score * score
-    store_part(out, gradient, row, column, n, vocabulary, out_stride, TMA, ROWS, COLUMNS)
-
-
-@triton.jit(do_not_specialize=["n"])
-def dz_logits_kernel(
-    x,
-    weight,
-    bias_ptr,
-    lse_ptr,
-    factor_ptr,
-    uniform_ptr,
-    out,
-    n,
-    vocabulary,
-    width,
-    x_stride,
-    weight_stride,
-    out_stride,
-    gain,
-    inv_softcap,
-    inv_temperature,
-    SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr,
-    UNIFORM: tl.constexpr,
-    TMA: tl.constexpr,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    row_blocks = tl.cdiv(n, ROWS)
-    column_blocks = tl.cdiv(vocabulary, COLUMNS)
-    for tile in tl.range(tl.program_id(0), row_blocks * column_blocks, tl.num_programs(0), flatten=True):
-        row_block, column_block = tile_place(tile, row_blocks, column_blocks, GROUP)
-        row, column = row_block * ROWS, column_block * COLUMNS
-        left, right = product_halves(
-            x, weight, row, column, n, vocabulary, width, x_stride, weight_stride, TMA, EVEN, ROWS, COLUMNS, DEPTH
-        )
-        rows = row + tl.arange(0, ROWS)
-        inside = rows < n
-        lse = tl.load(lse_ptr + rows, mask=inside, other=0.0)
-        factor = tl.load(factor_ptr + rows, mask=inside, other=0.0) * inv_temperature
-        uniform = factor
-        if UNIFORM:
-            uniform = tl.load(uniform_ptr + rows, mask=inside, other=0.0) * inv_temperature
-        dz_part(
-            left, bias_ptr, lse, factor, uniform, out, row, column, n, vocabulary, out_stride, gain, inv_softcap,
-            SOFTCAP, BIAS, UNIFORM, TMA, ROWS, COLUMNS // 2,
-        )  # fmt: skip
-        dz_part(
-            right, bias_ptr, lse, factor, uniform, out, row, column + COLUMNS // 2, n, vocabulary, out_stride, gain,
-            inv_softcap, SOFTCAP, BIAS, UNIFORM, TMA, ROWS, COLUMNS // 2,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["n"])
-def column_sums_kernel(
-    matrix_ptr, factor_ptr, sums_ptr, n, columns_count, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """One program a block of columns."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < columns_count
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, n, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        pointers = matrix_ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-        values = tl.load(pointers, mask=(rows < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        total += values * tl.load(factor_ptr + rows, mask=rows < n, other=0.0)[:, None]
-    tl.store(sums_ptr + columns, tl.sum(total, 0), mask=inside)
-
-
 def exp_logits(
     x: Tensor,
     weight: Tensor,
@@ -530,7 +382,7 @@ def exp_logits(
     equals. A NaN or inf in a row makes its sum NaN or inf; its argmax is then some index of the vocabulary.
     """
     n, vocabulary = x.shape[0], weight.shape[0]
-    product = _product(x, weight, bias, out, softcap, temperature, config)
+    product = tiled_product(x, weight, bias, out, softcap, temperature, config)
     check_row_values("anchor", anchor, n, x.device)
     used_anchor, sums = torch.empty(2, n, dtype=torch.float32, device=x.device)
     mean = torch.empty_like(sums) if need_mean else None
@@ -587,164 +439,8 @@ def exp_logits(
     return ExpLogits(used_anchor, sums, mean, argmax)
 
 
-def dz_logits(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lse: Tensor,
-    softmax_factor: Tensor,
-    uniform: Tensor | None,
-    *,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    out: Tensor,
-    config: Config | None = None,
-) -> None:
-    """out[n,V] = (softmax_factor exp(z - lse) + uniform) slope / T over raw = x[n,H] @ weight[V,H].T + bias[V].
-
-    lse, softmax_factor and uniform are [n] float32; no uniform is 0.
-    """
-    n = x.shape[0]
-    product = _product(x, weight, bias, out, softcap, temperature, config)
-    for name, values in (("lse", lse), ("softmax_factor", softmax_factor), ("uniform", uniform)):
-        check_row_values(name, values, n, x.device)
-    if n:
-        dz_logits_kernel[(product.programs,)](
-            product.x,
-            product.weight,
-            bias,
-            lse,
-            softmax_factor,
-            uniform,
-            product.out,
-            *product.scalars,
-            1.0 / temperature,
-            UNIFORM=uniform is not None,
-            **product.constants,
-        )
-
-
-def column_sums(matrix: Tensor, row_factor: Tensor) -> Tensor:
-    """[V] float32 = sum_i row_factor[i] matrix[i,:] of matrix[n,V] (any row stride), in one order."""
-    check_matrix("matrix", matrix)
-    n, columns = matrix.shape
-    check_row_values("row_factor", row_factor, n, matrix.device)
-    sums = torch.empty(columns, dtype=torch.float32, device=matrix.device)
-    if columns:
-        column_sums_kernel[(triton.cdiv(columns, COLUMN_BLOCK),)](
-            matrix, row_factor, sums, n, columns, matrix.stride(0), ROWS=COLUMN_ROWS, COLUMNS=COLUMN_BLOCK
-        )
-    return sums
-
-
-class _Product(NamedTuple):
-    """x @ weight.T as the kernels take it; a tensor that TMA moves is a descriptor."""
-
-    config: Config
-    programs: int
-    x: Tensor | TensorDescriptor
-    weight: Tensor | TensorDescriptor
-    out: Tensor | TensorDescriptor | None
-    scalars: tuple[int | float, ...]
-    constants: dict[str, Any]
-
-
-def _product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: Tensor | None,
-    softcap: float | None,
-    temperature: float,
-    config: Config | None,
-) -> _Product:
-    for name, matrix in (("x", x), ("weight", weight), ("out", out)):
-        if matrix is not None:
-            check_matrix(name, matrix)
-    n, width = x.shape
-    vocabulary = weight.shape[0]
-    if x.dtype != torch.bfloat16 or width == 0:
-        raise ValueError(f"x: got {x.dtype} {tuple(x.shape)}, takes bfloat16 [n, H] with H > 0")
-    if weight.dtype != x.dtype or weight.shape[1] != width or vocabulary == 0:
-        raise ValueError(f"weight: got {weight.dtype} {tuple(weight.shape)}, takes {x.dtype} [V, {width}] with V > 0")
-    if bias is not None and (bias.shape != (vocabulary,) or not bias.is_contiguous()):
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, takes contiguous ({vocabulary},)")
-    if out is not None and (out.dtype != x.dtype or out.shape != (n, vocabulary)):
-        raise ValueError(f"out: got {out.dtype} {tuple(out.shape)}, takes {x.dtype} ({n}, {vocabulary})")
-
-    fits = all(map(_fits_descriptor, (x, weight, out)))
-    config = config or (CONFIGS[_architecture(x.device)][0] if fits else ODD_ROWS)
-    config = config._replace(descriptors=config.descriptors and fits)
-    tiles = triton.cdiv(n, config.rows) * triton.cdiv(vocabulary, config.columns)
-    out_stride = 0 if out is None else out.stride(0)
-    scalars = (
-        n, vocabulary, width, x.stride(0), weight.stride(0), out_stride, gain(softcap, temperature), inverse(softcap)
-    )  # fmt: skip
-    constants = _constants(config, softcap is not None, bias is not None, width % config.depth == 0)
-    constants |= {"num_warps": config.warps, "num_stages": config.stages}
-    programs = min(tiles, config.programs * _multiprocessors(x.device))
-    if not config.descriptors:
-        return _Product(config, programs, x, weight, out, scalars, constants)
-    x = TensorDescriptor.from_tensor(x, [config.rows, config.depth])
-    weight = TensorDescriptor.from_tensor(weight, [config.columns, config.depth])
-    if out is not None:
-        out = TensorDescriptor.from_tensor(out, [config.rows, config.columns // 2])
-    return _Product(config, programs, x, weight, out, scalars, constants)
-
-
-def _constants(config: Config, softcap: bool, bias: bool, even: bool) -> dict[str, Any]:
-    """The constexpr arguments that both products share."""
-    return {
-        "SOFTCAP": softcap,
-        "BIAS": bias,
-        "TMA": config.descriptors,
-        "EVEN": even,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "DEPTH": config.depth,
-        "GROUP": config.group,
-    }
-
-
-def check_matrix(name: str, matrix: Tensor) -> None:
-    if matrix.ndim != 2 or (matrix.shape[1] > 1 and matrix.stride(1) != 1):
-        found = f"shape {tuple(matrix.shape)} with strides {matrix.stride()}"
-        raise ValueError(f"{name}: got {found}, takes a matrix with adjacent elements in a row")
-
-
-def _fits_descriptor(matrix: Tensor | None) -> bool:
-    """Whether TMA can move tiles of this matrix: its rows begin at multiples of 16 bytes."""
-    if matrix is None:
-        return True
-    row_bytes = matrix.stride(0) * matrix.element_size()
-    return (
-        matrix.shape[0] > 0
-        and matrix.stride(0) >= matrix.shape[1]
-        and row_bytes % 16 == 0
-        and matrix.data_ptr() % 16 == 0
-    )
-
-
-@cache
-def _architecture(device: torch.device) -> str:
-    """A key of CONFIGS."""
-    if device.type != "cuda":
-        return "other"
-    if torch.version.hip is not None:
-        return "gfx942"
-    major, minor = torch.cuda.get_device_capability(device)
-    return {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}.get((major, minor), "other")
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 1
-
-
-# What changes the code of a product, in a covering set: all off, each on somewhere, all on together.
-_EXP_OPTIONS = (
+# What changes the code, in a covering set: each off and on somewhere, all that go together on together.
+_COVERING = (
     {"WRITE"},
     {"WRITE", "MEAN", "ARGMAX"},
     {"WRITE", "SOFTCAP", "BIAS", "MEAN", "ARGMAX"},
@@ -752,89 +448,21 @@ _EXP_OPTIONS = (
     {"WRITE", "REPEAT"},
     {"WRITE", "SOFTCAP", "BIAS", "REPEAT"},
 )
-_DZ_OPTIONS = (set(), {"SOFTCAP", "BIAS", "UNIFORM"})
+# By option, the arguments that are None without it.
 _OPTIONAL = {
     "BIAS": ("bias_ptr",),
     "WRITE": ("out",),
     "MEAN": ("score_ptr", "mean_ptr"),
     "ARGMAX": ("best_ptr", "argmax_ptr"),
-    "UNIFORM": ("uniform_ptr",),
+    "REPEAT": (),
 }
 
 
 def compile_cases(target: Target) -> list[KernelCase]:
-    """Both products in each configuration of the architecture, by TMA and by pointers, and the small kernels."""
-    configs = CONFIGS.get(target.name, CONFIGS["other"])
-    cases = []
-    for config in configs:
-        cases += _product_cases(config)
-    cases += _product_cases(ODD_ROWS, odd=True)
+    cases = product_cases("exp_logits", exp_logits_kernel, target, _COVERING, _OPTIONAL, {"FLAG_ROWS": REDUCE_ROWS})
+    blocks = {"ROWS": REDUCE_ROWS, "TILES": REDUCE_TILES}
     for options in (set(), {"MEAN", "ARGMAX"}, {"REPEAT"}):
-        constants = {name: name in options for name in ("MEAN", "ARGMAX", "REPEAT")}
-        constants |= {"ROWS": REDUCE_ROWS, "TILES": REDUCE_TILES} | _absent(options, ("MEAN", "ARGMAX"))
-        cases.append(_case("reduce", reduce_kernel, options, constants, {}, 4, 3, False))
-    for dtype in TRITON_NAMES.values():
-        constants = {"ROWS": COLUMN_ROWS, "COLUMNS": COLUMN_BLOCK}
-        types = {"matrix_ptr": f"*{dtype}"}
-        cases.append(_case(f"column_sums {dtype}", column_sums_kernel, set(), constants, types, 4, 3, False))
+        cases.append(
+            option_case("reduce", reduce_kernel, options, _OPTIONAL, blocks, {}, 4, 3, uses_tensor_cores=False)
+        )
     return cases
-
-
-def _product_cases(config: Config, odd: bool = False) -> list[KernelCase]:
-    """odd: rows at any stride, of any width."""
-    loads = "tma" if config.descriptors else "odd rows" if odd else "pointers"
-    how = f"{config.rows}x{config.columns}x{config.depth} {loads}"
-    cases = []
-    for kernel, name, covering, names in (
-        (exp_logits_kernel, "exp_logits", _EXP_OPTIONS, ("WRITE", "MEAN", "ARGMAX", "REPEAT")),
-        (dz_logits_kernel, "dz_logits", _DZ_OPTIONS, ("UNIFORM",)),
-    ):
-        for options in covering:
-            constants = _constants(config, "SOFTCAP" in options, "BIAS" in options, not odd)
-            constants |= {option: option in options for option in names} | {"FLAG_ROWS": REDUCE_ROWS}
-            constants |= _absent(options, ("BIAS", *names))
-            types = dict.fromkeys(("x", "weight", "out", "bias_ptr"), "*bf16")
-            if config.descriptors:
-                types["x"] = f"tensordesc<bf16[{config.rows},{config.depth}]>"
-                types["weight"] = f"tensordesc<bf16[{config.columns},{config.depth}]>"
-                types["out"] = f"tensordesc<bf16[{config.rows},{config.columns // 2}]>"
-            label = f"{name} {how}"
-            case = _case(label, kernel, options, constants, types, config.warps, config.stages, True)
-            if odd:
-                case = case._replace(aligned=tuple(name for name in case.aligned if not name.endswith("stride")))
-            cases.append(case)
-    return cases
-
-
-def _absent(options: set[str], names: tuple[str, ...]) -> dict[str, None]:
-    """The arguments that are None without their option."""
-    return {argument: None for name in names if name not in options for argument in _OPTIONAL.get(name, ())}
-
-
-def _case(
-    label: str,
-    kernel: Any,
-    options: set[str],
-    constants: dict[str, Any],
-    types: dict[str, str],
-    warps: int,
-    stages: int,
-    tensor_cores: bool,
-) -> KernelCase:
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types = {name: kind for name, kind in (_TYPES | types).items() if name in kernel.arg_names}
-    types = {name: kind for name, kind in types.items() if name not in constants}
-    aligned = tuple(name for name, kind in types.items() if kind[0] == "*" or name.endswith("stride"))
-    name = " ".join([label, *sorted(option.lower() for option in options)])
-    return kernel_case(name, kernel, types, constants, aligned, warps, stages, tensor_cores)
-
-
-# What every other argument is.
-_TYPES = (
-    {f"{name}_ptr": "*fp32" for name in ("anchor", "used_anchor", "sum", "max", "score", "sums", "mean")}
-    | {f"{name}_ptr": "*fp32" for name in ("lse", "factor", "uniform")}
-    | {"best_ptr": "*i32", "flag_ptr": "*i32", "argmax_ptr": "*i64"}
-    | dict.fromkeys(("n", "vocabulary", "width", "tiles", "columns_count"), "i32")
-    | dict.fromkeys(("x_stride", "weight_stride", "out_stride", "stride"), "i32")
-    | dict.fromkeys(("gain", "inv_softcap", "inv_temperature", "max_distance"), "fp32")
-)

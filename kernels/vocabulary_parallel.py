@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from .linear_arguments import debugging
 from .linear_loss_ops import linear_statistics
 from .row_losses import RowStats
 
@@ -47,7 +48,7 @@ def parallel_statistics(
             best = linear_statistics(
                 hidden, weight, bias, argmax[:, None], kept, softcap, 1.0, dtype, False, False, workspace_bytes
             )[1].squeeze(1)
-    lse, z, mean = _Combine.apply(lse, z, mean if need_mean else torch.zeros_like(lse), group)
+    lse, z, mean = _Combine.apply(lse, z, mean if need_mean else torch.zeros_like(lse), size, group)
     if kept is not None:
         lse = torch.where(kept, lse, 0.0)
     return RowStats(
@@ -62,6 +63,14 @@ def _combined_argmax(best: Tensor, argmax: Tensor, group: dist.ProcessGroup) -> 
     found = torch.where(best == largest, argmax, torch.iinfo(argmax.dtype).max)
     dist.all_reduce(found, dist.ReduceOp.MIN, group=group)
     return found
+
+
+def _check_equal_parts(largest: Tensor, smallest: Tensor) -> None:
+    if largest.device.type == "cuda" and not debugging():
+        torch._assert_async(largest == smallest, "weight: parts of the vocabulary that differ in size")
+    elif largest != smallest:
+        found = f"parts of {int(smallest)} to {int(largest)} entries over the group"
+        raise ValueError(f"weight: got {found}, takes parts of one size")
 
 
 class _SumGradient(torch.autograd.Function):
@@ -85,9 +94,14 @@ class _Combine(torch.autograd.Function):
     """lse[N], z[N,K] and mean[N] of each rank to those of the whole vocabulary; their gradients are the same on all ranks."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, lse: Tensor, z: Tensor, mean: Tensor, group: dist.ProcessGroup) -> tuple[Any, ...]:
-        largest = lse.clone()
+    def forward(
+        ctx: FunctionCtx, lse: Tensor, z: Tensor, mean: Tensor, size: int, group: dist.ProcessGroup
+    ) -> tuple[Any, ...]:
+        # With the sizes of the parts, which must be equal for an id to have one owner.
+        largest = torch.cat([lse, lse.new_full((1,), size), lse.new_full((1,), -size)])
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        _check_equal_parts(largest[-2], -largest[-1])
+        largest = largest[:-2]
         sums = torch.cat([(lse - largest).exp()[:, None], mean[:, None], z], 1)
         dist.all_reduce(sums, group=group)
         total = largest + sums[:, 0].log()
@@ -98,4 +112,4 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, d_lse: Tensor, d_z: Tensor, d_mean: Tensor) -> tuple[Tensor | None, ...]:
-        return d_lse * ctx.share, d_z, d_mean / ctx.ranks, None
+        return d_lse * ctx.share, d_z, d_mean / ctx.ranks, None, None

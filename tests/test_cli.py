@@ -254,7 +254,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert found.stdout.strip() == "[]", found.stderr
 
 
-def test_ctrl_c_says_that_what_was_finished_is_kept(tmp_path):
+def test_ctrl_c_is_one_line_and_leaves_no_result(tmp_path):
     run = subprocess.Popen(
         distill_command("bench", "training", "--steps", "50", "--out", str(tmp_path / "b.json")),
         env=child_environment(1),

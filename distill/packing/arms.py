@@ -1,5 +1,6 @@
 """What a student is trained on: which mode each pair is shown in, and in what order."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +14,12 @@ Answers = Literal["teacher", "stripped", "gold"]
 
 @dataclass(frozen=True)
 class Arm:
-    """`ift`, `reasoning`, `mixed:R` or `sequential:R`; R is the share of pairs shown with their reasoning."""
+    """`ift`, `reasoning`, `mixed:R` or `sequential:R`; R is the share of pairs shown with their reasoning. Or `phases`,
+    a curriculum: every pair in each phase, R of its own; `ratio` is then the share over all of them."""
 
-    kind: Literal["ift", "reasoning", "mixed", "sequential"]
+    kind: Literal["ift", "reasoning", "mixed", "sequential", "phases"]
     ratio: float
+    curriculum: tuple[tuple[float, int], ...] = ()  # (R, epochs) of each phase
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
@@ -36,8 +39,15 @@ class Arm:
             raise InputError(f"arm {text!r}: the share of reasoning must be a number from 0 to 1, found {ratio!r}")
         return cls(kind, share)
 
+    @classmethod
+    def of_phases(cls, curriculum: Iterable[tuple[float, int]]) -> "Arm":
+        """A curriculum of (share of reasoning, epochs)."""
+        curriculum = tuple(curriculum)
+        shown = sum(ratio * epochs for ratio, epochs in curriculum)
+        return cls("phases", shown / sum(epochs for _, epochs in curriculum), curriculum)
+
     def __str__(self) -> str:
-        return self.kind if self.kind in ("ift", "reasoning") else f"{self.kind}:{self.ratio:g}"
+        return self.kind if self.kind in ("ift", "reasoning", "phases") else f"{self.kind}:{self.ratio:g}"
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -76,14 +86,24 @@ def phases(arm: Arm, n_pairs: int, epochs: int, seed: int) -> list[Phase]:
     """The order in which an arm shows `n_pairs` pairs.
 
     Which pairs get reasoning is one seeded ranking cut at R, so the pairs of a smaller R are among those of a larger
-    one. `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs. With one seed
-    the arms with one phase see the pairs in the same order.
+    one. `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs; `phases` has
+    epochs of its own. With one seed the arms with one phase see the pairs in the same order.
     """
-    with_reasoning = np.zeros(n_pairs, dtype=np.int64)
-    with_reasoning[np.random.default_rng([seed, 1]).permutation(n_pairs)[: round(arm.ratio * n_pairs)]] = 1
-    orders = [np.random.default_rng([seed, 2, epoch]).permutation(n_pairs) for epoch in range(epochs)]
-    references = [2 * order + with_reasoning[order] for order in orders]
+    ranking = np.random.default_rng([seed, 1]).permutation(n_pairs)
+
+    def shown(ratio: float, epochs: Iterable[int]) -> list[np.ndarray]:
+        with_reasoning = np.zeros(n_pairs, dtype=np.int64)
+        with_reasoning[ranking[: round(ratio * n_pairs)]] = 1
+        orders = [np.random.default_rng([seed, 2, epoch]).permutation(n_pairs) for epoch in epochs]
+        return [2 * order + with_reasoning[order] for order in orders]
+
+    if arm.kind == "phases":
+        first = np.cumsum([0, *(own for _, own in arm.curriculum)])
+        return [
+            Phase(tuple(shown(r, range(at, at + own)))) for (r, own), at in zip(arm.curriculum, first, strict=False)
+        ]
+    references = shown(arm.ratio, range(epochs))
     if arm.kind != "sequential":
         return [Phase(tuple(references))]
-    split = [Phase(tuple(r[r % 2 == shown] for r in references)) for shown in (0, 1)]
+    split = [Phase(tuple(r[r % 2 == mode] for r in references)) for mode in (0, 1)]
     return [phase for phase in split if any(len(epoch) for epoch in phase.epochs)]

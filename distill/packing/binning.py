@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+def best_fit_decreasing(
+    lengths: Sequence[int] | np.ndarray, capacity: int, names: np.ndarray | None = None
+) -> list[list[int]]:
     """Put items into as few bins of `capacity` as best-fit-decreasing finds.
 
     Items go from longest to shortest, ties in input order, each into the fullest bin that still holds it. Bins come in
-    the order they were opened, each a list of indices into `lengths`.
+    the order they were opened, each a list of its items: indices into `lengths`, or what stands there in `names`.
 
     Items of one length are placed together: the bins with the smallest gap g that holds length n take floor(g / n) of them
     each, since after the first a bin is the fullest one itself. So the work is one step for each length and gap that meet, not
@@ -50,7 +52,7 @@ def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> l
                 items = 0
     bin_of = np.concatenate(placed)
     by_bin = np.argsort(bin_of, kind="stable")
-    members = order[by_bin].tolist()
+    members = (order[by_bin] if names is None else np.asarray(names)[order[by_bin]]).tolist()
     ends = np.cumsum(np.bincount(bin_of)).tolist()
     return [members[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 

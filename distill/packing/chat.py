@@ -11,9 +11,12 @@ Prompt and target are tokenized apart, as they are when a server continues a pro
 not work is refused with the reason.
 """
 
+from array import array
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from distill.artifact import read_json, write_json
@@ -59,13 +62,18 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Any, think: ThinkFormat, *, source: str):
         self.tokenizer, self.think, self.source = tokenizer, think, source
+        if tokenizer.is_fast:  # `encode` asks the library below, which would pad or cut if its file says so
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.encode_special_tokens = tokenizer.split_special_tokens
         if not tokenizer.chat_template:
             raise InputError(
                 f"{source}: the tokenizer has no chat template, which is needed to mark the assistant's turn"
             )
         question = [{"role": "user", "content": _MARKER + "?"}]
-        prompt = self._render(question, add_generation_prompt=True)
-        whole = self._render([*question, {"role": "assistant", "content": _MARKER}], add_generation_prompt=False)
+        answered = [*question, {"role": "assistant", "content": _MARKER}]
+        (prompt,) = self._render([question], add_generation_prompt=True)
+        (whole,) = self._render([answered], add_generation_prompt=False)
         if prompt.count(_MARKER) != 1:
             raise InputError(f"{source}: the chat template does not show the user's message exactly once")
         if whole.count(_MARKER) != 2:
@@ -85,10 +93,10 @@ class ChatFormat:
         self.think_close_id = self._single_id(think.closing)
         self.think_open_id = self._single_id(think.opening)
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _render(self, conversations: list[list[dict[str, str]]], add_generation_prompt: bool) -> list[str]:
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                conversations, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # a template is a program: it may raise anything
             raise InputError(f"{self.source}: the chat template fails ({type(error).__name__}: {error})") from None
@@ -110,27 +118,55 @@ class ChatFormat:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids[0] if len(ids) == 1 else None
 
+    def prompt_texts(self, prompts: list[str]) -> list[str]:
+        """Each question as a server renders it, generation prompt included."""
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return self._render(conversations, add_generation_prompt=True) if conversations else []
+
+    def target_texts(self, answers: list[tuple[str, str]], names: list[str]) -> list[str]:
+        """Each (reasoning, answer) as the assistant says it, without its end of turn; reasoning may be empty.
+
+        Raises InputError for a text with a think tag of its own: nobody could tell where the reasoning ends.
+        """
+        return [self._target(*answer, name) for answer, name in zip(answers, names, strict=True)]
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of all texts end to end, int32[n], and where each text ends in them, int64[len(texts)].
+
+        On all cores where the tokenizer can, which leaves Python to other threads meanwhile.
+        """
+        if self.tokenizer.is_fast:
+            # Straight to the library below transformers: no masks, no offsets, and no list of all texts' lists of ids.
+            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            rows = (encoding.ids for encoding in encodings)
+        else:
+            rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        ids, ends = array("i"), []
+        for row in rows:
+            ids.fromlist(row)
+            ends.append(len(ids))
+        return np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int64)
+
+    def check_targets(self, ids: np.ndarray, ends: np.ndarray, texts: list[str], names: list[str]) -> None:
+        """Raise InputError for an encoded target with no tokens, or with the end-of-turn token, where its turn would end."""
+        starts = np.concatenate(([0], ends[:-1]))
+        for i in np.flatnonzero(starts == ends):
+            raise InputError(f"{self.source}: {names[i]} has no tokens ({texts[i]!r})")
+        for at in np.flatnonzero(ids == self.end_of_turn):
+            i = int(np.searchsorted(ends, at, side="right"))
+            raise InputError(f"{self.source}: {names[i]} contains the end-of-turn token itself ({texts[i][:60]!r})")
+
     def prompt_ids(self, prompts: list[str]) -> list[list[int]]:
         """Token ids of each question as a server renders it, generation prompt included."""
-        texts = [self._render([{"role": "user", "content": p}], add_generation_prompt=True) for p in prompts]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return _split(*self.encode(self.prompt_texts(prompts)))
 
-    def target_ids(self, answers: list[tuple[str, str]], names: list[str] | None = None) -> list[list[int]]:
-        """Token ids of each (reasoning, answer), end-of-turn token included; reasoning may be empty.
-
-        Raises InputError for a text that holds the end-of-turn token or a think tag of its own: the turn would end
-        early, or nobody could tell where the reasoning ends. `names` says whose text it is.
-        """
-        names = names or [f"answer {i + 1}" for i in range(len(answers))]
-        texts = [self._target(*answer, name) for answer, name in zip(answers, names, strict=True)]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        for name, text, row in zip(names, texts, ids, strict=True):
-            if not row:
-                raise InputError(f"{self.source}: {name} has no tokens ({text!r})")
-            if self.end_of_turn in row:
-                raise InputError(f"{self.source}: {name} contains the end-of-turn token itself ({text[:60]!r})")
-            row.append(self.end_of_turn)
-        return ids
+    def target_ids(self, answers: list[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of each (reasoning, answer), end-of-turn token included. Raises InputError as its two halves do."""
+        names = [f"answer {i + 1}" for i in range(len(answers))]
+        texts = self.target_texts(answers, names)
+        ids, ends = self.encode(texts)
+        self.check_targets(ids, ends, texts, names)
+        return [[*row, self.end_of_turn] for row in _split(ids, ends)]
 
     def _target(self, reasoning: str, answer: str, name: str) -> str:
         for tag in (self.think.opening, self.think.closing):
@@ -146,3 +182,8 @@ class ChatFormat:
             text = text.removeprefix(self.think.opening)
             text = text.removeprefix(self.think.after_opening) if self._said else text
         return text
+
+
+def _split(ids: np.ndarray, ends: np.ndarray) -> list[list[int]]:
+    flat = ids.tolist()
+    return [flat[start:end] for start, end in pairwise([0, *ends.tolist()])]

@@ -43,15 +43,15 @@ def plan(
 ) -> list[Step]:
     """The steps of a whole training.
 
-    `lengths`: int64[2 * pairs], input tokens of each document reference. With `tokens`, `epochs` is ignored and the
-    plan ends with the first step that reaches that many input tokens. Raises InputError for a curriculum that cannot
-    be cut that way.
+    `lengths`: int64[2 * pairs], input tokens of each document reference. An arm of phases has epochs of its own. With
+    `tokens`, `epochs` is ignored and the plan ends with the first step that reaches that many input tokens. Raises
+    InputError for a curriculum that cannot be cut that way.
     """
     n_pairs = len(lengths) // 2
     if n_pairs == 0:
         raise InputError("there is nothing to train on: no pair is left")
     if tokens is not None:
-        if arm.kind == "sequential":
+        if arm.kind in ("sequential", "phases"):
             raise InputError(f"arm '{arm}' cannot be matched on tokens: the cut would fall on its last phase only")
         one_epoch = sum(int(lengths[r].sum()) for p in phases(arm, n_pairs, 1, seed) for r in p.epochs)
         epochs = -(-tokens // one_epoch)
@@ -94,6 +94,5 @@ def _steps(epochs: tuple[np.ndarray, ...], lengths: np.ndarray, batch: Batch, se
 
 def _rows(references: np.ndarray, lengths: np.ndarray, batch: Batch) -> list[list[int]]:
     if not batch.packed:
-        return [[int(r)] for r in references]
-    bins = best_fit_decreasing(lengths[references], batch.row_tokens)
-    return [[int(references[i]) for i in members] for members in bins]
+        return [[reference] for reference in references.tolist()]
+    return best_fit_decreasing(lengths[references], batch.row_tokens, names=references)

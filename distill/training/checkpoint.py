@@ -3,7 +3,7 @@
 checkpoints/step-00000120/
   model.safetensors       master weights
   optimizer.safetensors   AdamW's two moments and step count of every parameter
-  state.json              step, seconds so far, SHA-256 of both files; written last
+  state.json              step, seconds and validations so far, SHA-256 of both files; written last
 """
 
 import os
@@ -11,8 +11,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,10 +29,11 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: finished steps, and the seconds they took over all its lives."""
+    """How far a training is: finished steps, the seconds they took over all its lives, and every validation so far."""
 
     step: int
     seconds: float
+    validations: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -42,10 +44,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     part.mkdir(parents=True)
     try:
         with disk_errors(folder):
-            save_file(_parameters(model), part / "model.safetensors")
+            save_file(master_weights(model), part / "model.safetensors")
             save_file(_moments(model, optimizer), part / "optimizer.safetensors")
         sums = {f: file_sha256(part / f) for f in ("model.safetensors", "optimizer.safetensors")}
-        write_json(part / "state.json", {"step": progress.step, "seconds": progress.seconds, "sha256": sums})
+        write_json(part / "state.json", {**asdict(progress), "sha256": sums})
         shutil.rmtree(folder / name, ignore_errors=True)
         part.rename(folder / name)
     finally:
@@ -84,7 +86,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
                 load_file(checkpoint / "model.safetensors"),
                 load_file(checkpoint / "optimizer.safetensors"),
             )
-            return Progress(int(state["step"]), float(state["seconds"]))
+            return Progress(int(state["step"]), float(state["seconds"]), list(state["validations"]))
         except (InputError, OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             damaged.append(checkpoint)
             console.note(f"checkpoint {checkpoint} is damaged and not used ({error})")
@@ -93,7 +95,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     return Progress(0, 0.0)
 
 
-def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+def master_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter once: named_parameters() leaves tied ones out."""
     return {name: p.detach().contiguous() for name, p in model.named_parameters()}
 

@@ -5,13 +5,14 @@ import math
 from distill.training.settings import TrainSettings
 
 
-def learning_rate(settings: TrainSettings, index: int, of: int) -> float:
-    """The rate of step `index` (from 0) of a phase of `of` steps.
+def learning_rate(settings: TrainSettings, index: int, of: int, phase: int = 0) -> float:
+    """The rate of step `index` (from 0) of phase number `phase`, which has `of` steps.
 
     Linear warm-up over `warmup_steps`, then: cosine or linear to `final_learning_rate_ratio` of the peak at the last
     step; wsd stays at the peak and falls linearly over the last `decay_steps`; constant stays.
     """
-    peak, floor = settings.learning_rate, settings.learning_rate * settings.final_learning_rate_ratio
+    peak = settings.peak_learning_rate(phase)
+    floor = peak * settings.final_learning_rate_ratio
     warmup = min(settings.warmup_steps, of)
     if index < warmup:
         return peak * (index + 1) / warmup

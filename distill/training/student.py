@@ -90,8 +90,10 @@ def load_origin(
     vocab_size: int,
     seed: int,
     think_tags: tuple[str, str] | None = None,
+    weights: bool = True,
 ) -> Origin:
-    """Build or load a student; `texts` train the tokenizer of one from scratch.
+    """Build or load a student; `texts` train the tokenizer of one from scratch. Without `weights` its model is only
+    shapes, on torch's meta device.
 
     Raises InputError for an unknown name, a folder without safetensors, no think tags, or a model whose loss is not
     what our head computes.
@@ -102,11 +104,11 @@ def load_origin(
     if packed:
         register_attention()
     if student in SIZES:
-        return _from_scratch(student, texts, vocab_size, seed, attention)
-    return _from_pretrained(student, attention, think_tags)
+        return _from_scratch(student, texts, vocab_size, seed, attention, weights)
+    return _from_pretrained(student, attention, think_tags, weights)
 
 
-def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, attention: str) -> Origin:
+def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, attention: str, weights: bool) -> Origin:
     tokenizer = train_tokenizer(texts, vocab_size)
     shape = SIZES[size]
     config = Qwen2Config(
@@ -123,17 +125,27 @@ def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, a
         dtype=torch.float32,
     )
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
+    with torch.device("cpu" if weights else "meta"):
+        model = Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
     tokenizer.model_max_length = SCRATCH_POSITIONS
     return Origin(model, ChatFormat(tokenizer, COMPACT, source=f"student {size}"), torch.float32)
 
 
-def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] | None) -> Origin:
+def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] | None, weights: bool) -> Origin:
     config, chat = _read_pretrained(student, think_tags)
     save_dtype = getattr(config, "dtype", None) or torch.float32
     for name in vars(config):
         if name.endswith(("dropout", "pdrop")):  # fine-tuning is without, and a resumed run has no random state to lose
             setattr(config, name, 0.0)
+    if not weights:
+        with torch.device("meta"):
+            model = _library(
+                student,
+                lambda: AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+                ),
+            )
+        return Origin(model, chat, save_dtype)
     model = _library(
         student,
         lambda: AutoModelForCausalLM.from_pretrained(

@@ -1,8 +1,8 @@
 """`distill train`: traces and settings in, a student in Hugging Face layout out.
 
 The plan of all steps is made first. A step sums token losses over its rows, divides by the step's count of supervised
-tokens, clips and updates. A checkpoint is weights, moments and the number of finished steps; killed at any moment, the
-same command goes on from the last one and ends in the same bytes.
+tokens, clips and updates. A checkpoint is weights, moments and the number of finished steps, with the validations up to
+there; killed at any moment, the same command goes on from the last one and ends in the same bytes.
 """
 
 import importlib.metadata
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,17 @@ from distill.flops import ModelShape
 from distill.kernels import fuse_layers
 from distill.packing.arms import Arm
 from distill.packing.chat import LABELLING_VERSION
-from distill.packing.pack import build_pack
+from distill.packing.pack import Document, Pack, build_pack
 from distill.packing.plan import Batch, Step, plan
 from distill.packing.render import Rendered, render
 from distill.packing.source import TraceSet, read_traces
-from distill.training import checkpoint
-from distill.training.padded import build_padded
+from distill.training import best, checkpoint
+from distill.training.padded import PaddedBatch, build_padded
 from distill.training.peak import peak_flops
 from distill.training.schedule import learning_rate
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.student import Origin, Student, load_origin, student_identity
+from distill.training.validation import Validation, is_held_out, split, when
 
 # Every step has packs of new lengths, and on a CPU oneDNN and its torch binding keep a compiled kernel for each of the
 # last 1024 shapes: 35 MB a step until they are full. Set before the first matrix product; a person's own setting wins.
@@ -90,25 +92,48 @@ def train(settings: TrainSettings, traces: Path, options: RunOptions) -> Artifac
         if work.finished:
             console.note(f"{options.out}: already trained, nothing to do")
             return work.finished
-        origin, rendered, steps = prepare(settings, trace_set)
-        run = _Run(settings, options, origin, rendered, steps)
-        measured = run.train(work.path)
-        _save(origin, work.path)
-        summary = {**describe(settings, origin, rendered, steps), "measured": measured}
+        ready = make_ready(settings, trace_set)
+        run = _Run(settings, options, ready)
+        measured, validations = run.train(work.path)
+        _save(ready.origin, work.path)
+        summary = describe(settings, ready) | {"measured": measured}
+        if ready.validation is not None:
+            lowest = best.best_of(validations)
+            kept = lowest if settings.keep == "best" else validations[-1]
+            summary["validation"] |= {"times": len(validations), "lowest": lowest, "kept": kept}
         artifact.write_json(work.path / "metrics.json", summary)
         return work.commit(summary, remove=("checkpoints",))
 
 
+@dataclass(frozen=True)
+class Ready:
+    """All there is before the first step."""
+
+    origin: Origin
+    rendered: Rendered
+    steps: list[Step]
+    validation: Validation | None
+    validate_after: set[int]  # numbers of finished steps
+
+
 def prepare(settings: TrainSettings, trace_set: TraceSet) -> tuple[Origin, Rendered, list[Step]]:
     """The student, its documents and its plan."""
-    arm = Arm.parse(settings.arm)
+    ready = make_ready(settings, trace_set)
+    return ready.origin, ready.rendered, ready.steps
+
+
+def make_ready(settings: TrainSettings, trace_set: TraceSet, *, weights: bool = True) -> Ready:
+    """The student, its documents, its plan and what it is validated on. Without `weights` the student is a shape."""
+    arm = settings.shown
+    held_out = {p.problem.id for p in trace_set.pairs if is_held_out(p.problem.prompt, settings.validation)}
     origin = load_origin(
         settings.student,
-        trace_set.texts(),
+        TraceSet(trace_set.key, [p for p in trace_set.pairs if p.problem.id not in held_out]).texts(),
         packed=settings.packed,
         vocab_size=settings.vocab_size,
         seed=settings.seed,
         think_tags=settings.think_tags,
+        weights=weights,
     )
     positions = getattr(origin.model.config, "max_position_embeddings", None)
     if positions is not None and settings.row_tokens > positions and not settings.packed:
@@ -124,17 +149,30 @@ def prepare(settings: TrainSettings, trace_set: TraceSet) -> tuple[Origin, Rende
             modes=arm.modes,
             advance=lambda n: bar.advance(task, n),
         )
-    lengths = np.array([d.length for d in rendered.documents])
+    training, held = split(rendered, held_out, settings.validation)
+    steps = _plan(settings, arm, rendered, training)
+    validation = Validation.build(settings, rendered, held, arm.ratio) if held else None
+    return Ready(origin, rendered, steps, validation, when(settings, steps, len(training)))
+
+
+def _plan(settings: TrainSettings, arm: Arm, rendered: Rendered, training: list[int]) -> list[Step]:
+    """The steps over the `training` pairs, in references to the rendered documents."""
+    references = [2 * pair + mode for pair in training for mode in (0, 1)]
+    lengths = np.array([rendered.documents[r].length for r in references])
     batch = Batch(settings.batch_unit, settings.batch, settings.row_tokens, settings.packed)
     steps = plan(arm, lengths, batch=batch, epochs=settings.epochs, seed=settings.seed, tokens=settings.tokens)
-    return origin, rendered, steps
+    if len(training) == rendered.n_pairs:
+        return steps
+    return [replace(step, rows=[[references[r] for r in row] for row in step.rows]) for step in steps]
 
 
-def describe(settings: TrainSettings, origin: Origin, rendered: Rendered, steps: list[Step]) -> dict[str, Any]:
+def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
     """What will be trained on, counted from the plan: no clock is involved.
 
-    Tokens are input tokens; by mode, the share of examples, tokens and loss (supervised tokens) is given.
+    Tokens are input tokens; by mode, the share of examples, tokens and loss (supervised tokens) is given. `validation`
+    is what one validation reads and costs.
     """
+    origin, rendered, steps = ready.origin, ready.rendered, ready.steps
     shape = ModelShape.from_config(origin.model.config)
     lengths = np.array([d.length for d in rendered.documents])
     supervised = np.array([d.supervised for d in rendered.documents])
@@ -162,7 +200,8 @@ def describe(settings: TrainSettings, origin: Origin, rendered: Rendered, steps:
         "by_mode": by_mode,
         "flops": shape.training_flops(lengths[seen], int(supervised[seen].sum())),
         "row_fill": float(lengths[seen].sum() / row_slots) if row_slots else None,
-        "pairs": rendered.n_pairs,
+        "pairs": rendered.n_pairs - (ready.validation.pairs if ready.validation else 0),
+        "validation": ready.validation.describe(shape) if ready.validation else None,
         "dropped_pairs": rendered.dropped,
         "dropped_tokens": rendered.dropped_tokens,
     }
@@ -180,32 +219,36 @@ def resolve_precision(precision: str, device: torch.device, hidden: int) -> torc
 class _Run:
     """One training on one device."""
 
-    def __init__(
-        self, settings: TrainSettings, options: RunOptions, origin: Origin, rendered: Rendered, steps: list[Step]
-    ):
-        self.settings, self.options = settings, options
-        self.documents, self.steps = rendered.documents, steps
-        self.pair_ids = rendered.pair_ids
+    def __init__(self, settings: TrainSettings, options: RunOptions, ready: Ready):
+        self.settings, self.options, self.ready = settings, options, ready
+        origin = ready.origin
+        self.documents, self.steps = ready.rendered.documents, ready.steps
+        self.pair_ids = ready.rendered.pair_ids
         self.pad_id = origin.chat.tokenizer.pad_token_id or 0
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = resolve_precision(settings.precision, self.device, origin.model.config.hidden_size)
         self.shape = ModelShape.from_config(origin.model.config)
         self.student = Student(origin.model).to(self.device).train()
         fuse_layers(origin.model)  # on a GPU with liger-kernel; changes speed, and rounding as another kernel would
+        if options.activation_checkpointing == "full":
+            checkpoint_activations(origin.model)
         self.optimizer = build_optimizer(self.student, settings)
 
-    def train(self, folder: Path) -> dict[str, Any]:
-        """Run every step that is not done yet. Returns what was measured."""
+    def train(self, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Run every step that is not done yet. Returns what was measured, and every validation."""
         checkpoints = folder / "checkpoints"
         done = checkpoint.restore(checkpoints, self.student, self.optimizer)
+        validations = list(done.validations)
+        if self.settings.keep == "best":
+            best.check(checkpoints, validations, done.step)
         if done.step:
             console.note(f"{folder}: going on from step {done.step} of {len(self.steps)}")
-        log = _Log(folder, first_step=done.step, tensorboard=self.options.tensorboard)
+        log = _Log(folder, done, tensorboard=self.options.tensorboard)
         peak, peak_source = peak_flops(self.device, self.dtype)
         started = saved = time.monotonic()
         seconds = lambda: done.seconds + time.monotonic() - started  # noqa: E731
         tokens = supervised = 0
-        flops = 0.0
+        flops = validating = 0.0
         with log, _stop_requests() as stop, self._bar(done.step) as (bar, task):
             for number in range(done.step, len(self.steps)):
                 loss, gradient_norm, rate, counts = self.step(self.steps[number])
@@ -213,12 +256,20 @@ class _Run:
                 flops += counts["flops"]
                 log.add(number, loss, gradient_norm, rate, counts)
                 last = number + 1 == len(self.steps)
-                if (number + 1) % _LOG_EVERY == 0 or last or stop:
+                validate = number + 1 in self.ready.validate_after
+                if (number + 1) % _LOG_EVERY == 0 or last or stop or validate:
                     value = log.flush(self._name_documents)
-                    elapsed = time.monotonic() - started
+                    elapsed = time.monotonic() - started - validating
                     bar.update(
                         task, completed=number + 1, loss=value, rate=supervised / elapsed, mfu=flops / elapsed / peak
                     )
+                if validate:
+                    start = time.monotonic()
+                    validations.append(self.validate(number + 1))
+                    log.add_validation(validations[-1])
+                    if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
+                        best.keep(checkpoints, self.student, number + 1)
+                    validating += time.monotonic() - start
                 due = (
                     (number + 1) % self.options.checkpoint_steps == 0
                     if self.options.checkpoint_steps
@@ -226,33 +277,59 @@ class _Run:
                 )
                 if (due or stop) and not last:
                     log.flush(self._name_documents)
-                    checkpoint.save(
-                        checkpoints, self.student, self.optimizer, checkpoint.Progress(number + 1, seconds())
-                    )
+                    progress = checkpoint.Progress(number + 1, seconds(), validations)
+                    checkpoint.save(checkpoints, self.student, self.optimizer, progress)
                     saved = time.monotonic()
                 if stop and not last:
                     raise Stopped(
                         f"stopped after step {number + 1} of {len(self.steps)}; run the same command to go on from there",
                         stop[0],
                     )
-        elapsed = max(time.monotonic() - started, 1e-9)
-        return {
-            "seconds": done.seconds + elapsed,
+        total = seconds()
+        elapsed = max(time.monotonic() - started - validating, 1e-9)
+        if self.settings.keep == "best":
+            best.load(checkpoints, self.student, best.best_of(validations)["step"])
+        measured = {
+            "seconds": total,
+            "validation_seconds": validating,
             "tokens_per_second": tokens / elapsed,
             "supervised_tokens_per_second": supervised / elapsed,
             "mfu": flops / elapsed / peak,
             "peak_flops": peak,
             "peak_flops_source": peak_source,
-            "peak_rss_bytes": _peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
             "peak_device_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        return measured, validations
+
+    def validate(self, step: int) -> dict[str, Any]:
+        """The losses on the held-out pairs after `step`. Raises InputError when one is not finite."""
+        self.student.eval()
+        found = self.ready.validation.measure(self._sum_of_losses)
+        self.student.train()
+        if not all(np.isfinite(value) for value in found.values()):
+            raise InputError(
+                f"validation after step {step}: loss {found['loss']}; stopped, the last checkpoint is kept"
+            )
+        return {"step": step, **found}
+
+    @torch.no_grad()
+    def _sum_of_losses(self, documents: list[list[Document]]) -> float:
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for batch in self._batches(documents):
+            with self._autocast():
+                total += self.student(batch.to(self.device))
+        return float(total)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
     def step(self, step: Step) -> tuple[torch.Tensor, torch.Tensor, float, dict[str, Any]]:
         """One optimizer step: (mean loss, gradient norm before clipping, learning rate, counts)."""
-        rate = learning_rate(self.settings, step.index, step.of)
+        rate = learning_rate(self.settings, step.index, step.of, step.phase)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         documents = [[self.documents[r] for r in row] for row in step.rows]
@@ -260,7 +337,7 @@ class _Run:
         supervised = sum(d.supervised for row in documents for d in row)
         total = torch.zeros((), device=self.device)
         for batch in self._batches(documents):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            with self._autocast():
                 loss = self.student(batch.to(self.device))
             # The sum over the step divided by the step's count: rows weigh by their supervised tokens.
             (loss / supervised).backward()
@@ -275,7 +352,7 @@ class _Run:
         }
         return total / supervised, norm, rate, counts
 
-    def _batches(self, documents: list[list[Any]]) -> Iterator[Any]:
+    def _batches(self, documents: list[list[Document]]) -> Iterator[Pack | PaddedBatch]:
         if self.settings.packed:
             yield from (build_pack(row) for row in documents)
             return
@@ -308,6 +385,16 @@ class _Run:
             yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss=float("nan"), rate=0.0, mfu=0.0)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Every layer keeps its input only, and is run again in the backward. Raises InputError for a model that cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(f"{type(model).__name__} has no activation checkpointing; take --activation-checkpointing off")
+    # No random state to keep: training is without dropout, and asking a GPU for it every layer would wait for it.
+    model.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+    )
+
+
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
@@ -317,20 +404,25 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
 
 
 class _Log:
-    """training_log.jsonl, one line a step with no clock in it, and the same in TensorBoard."""
+    """training_log.jsonl, one line a step with no clock in it, and the same in TensorBoard; validation_log.jsonl has a
+    line a validation, and is not there without any."""
 
-    def __init__(self, folder: Path, *, first_step: int, tensorboard: bool):
-        self.path = folder / "training_log.jsonl"
+    def __init__(self, folder: Path, done: checkpoint.Progress, *, tensorboard: bool):
+        self.path, self.validation_path = folder / "training_log.jsonl", folder / "validation_log.jsonl"
+        first_step = done.step
         self.pending: list[tuple[int, torch.Tensor, torch.Tensor, float, dict[str, Any]]] = []
         self.last = float("nan")
         kept = self.path.read_text().splitlines(keepends=True)[:first_step] if self.path.exists() else []
         artifact.write_atomic(self.path, "".join(kept))  # steps after the checkpoint are run, and logged, again
         self.file = open(self.path, "a")  # noqa: SIM115 - closed by __exit__
+        self.validation_path.unlink(missing_ok=True)
+        for validation in done.validations:
+            self._append_validation(validation)
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def __enter__(self) -> "_Log":
         return self
@@ -342,6 +434,18 @@ class _Log:
 
     def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, rate: float, counts: dict[str, Any]) -> None:
         self.pending.append((step, loss, norm, rate, counts))
+
+    def add_validation(self, validation: dict[str, Any]) -> None:
+        self._append_validation(validation)
+        step, losses = validation["step"], {k: v for k, v in validation.items() if k != "step"}
+        console.note(f"step {step}: validation {', '.join(f'{k} {v:.4f}' for k, v in losses.items())}")
+        if self.writer:
+            for name, value in losses.items():
+                self.writer.add_scalar(f"validation/{name}", value, step)
+
+    def _append_validation(self, validation: dict[str, Any]) -> None:
+        with open(self.validation_path, "a") as file:
+            file.write(json.dumps(validation, sort_keys=True) + "\n")  # the order a checkpoint keeps
 
     def flush(self, name_documents: Any) -> float:
         """Write what is pending and return the last loss. Raises InputError when a loss is not finite."""
@@ -387,7 +491,7 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int:
     """Largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

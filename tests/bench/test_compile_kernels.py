@@ -156,8 +156,8 @@ def test_no_file_with_kernels_is_forgotten():
     assert {name.rpartition(".")[2] for name in MODULES} == {*files, *jitted}
 
 
-# A minute of two cores each where Triton's cache is empty: one of them always, all in the long tests.
-@pytest.mark.parametrize("name", [REQUIRED[0], *(pytest.param(name, marks=pytest.mark.long) for name in REQUIRED[1:])])
+# A minute of two cores each where Triton's cache is empty.
+@pytest.mark.parametrize("name", REQUIRED)
 def test_our_kernels_compile_without_spills(name):
     result = compile_kernels([name])
     assert result["problems"] == []

@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from distill import cli
-from distill.bench import cases, peers
+from distill.bench import cases
+from distill.bench.divergence_peers import eager_divergence
+from distill.bench.documents import causal_pairs, document_lengths
 from distill.bench.kernel_memory import measure_extra_bytes
 from distill.bench.kernels import SECTIONS, KernelBenchSettings, bench_kernels, kernel_tables, kernel_targets
+from distill.bench.loss_peers import LOSSES
 from distill.bench.names import OURS, PRODUCTS, in_order
+from distill.bench.peers import Peer
 from distill.errors import InputError
 
 SMALL = KernelBenchSettings(
@@ -102,18 +106,18 @@ def test_a_child_that_fails_is_one_line():
 def test_documents_make_the_tokens_asked_for():
     generator = torch.Generator().manual_seed(SMALL.seed)
     for total in (1, 100, 5000):
-        lengths = peers.document_lengths(total, 234.0, 0.5, generator)
+        lengths = document_lengths(total, 234.0, 0.5, generator)
         assert sum(lengths) == total and min(lengths) >= 1
-    many = peers.document_lengths(2_000_000, 234.0, 0.5, generator)
+    many = document_lengths(2_000_000, 234.0, 0.5, generator)
     assert sum(many) / len(many) == pytest.approx(234.0, rel=0.05)  # some 8500 draws with 53 % spread: 0.6 %
-    assert peers.causal_pairs([3, 1]) == 3 + 2 + 1 + 1
+    assert causal_pairs([3, 1]) == 3 + 2 + 1 + 1
 
 
 def test_the_divergence_of_plain_torch_is_the_specification():
     from distill.kernels import reference
 
     case = cases.teacher_case(20, 64, 640, 4, torch.float64, torch.device("cpu"), SMALL.seed)
-    found, exact = peers.eager_divergence(*case), reference.linear_topk_divergence(*case)
+    found, exact = eager_divergence(*case), reference.linear_topk_divergence(*case)
     assert found.item() == pytest.approx(exact.item(), rel=1e-6)  # in float64, as it is used there
     assert all(row.unique().numel() == 4 for row in case.ids)
 
@@ -131,9 +135,9 @@ def test_blocks_of_the_exact_reference_are_the_whole(monkeypatch):
 
 
 def test_missing_packages_and_devices_are_reasons():
-    assert peers.Peer(lambda: None, "no_such_package").missing("cpu") == "no-such-package is not installed"
-    assert "cuda" in peers.LOSSES["QuACK"].missing("cpu")
-    assert peers.LOSSES["eager"].missing("cpu") is None
+    assert Peer(lambda: None, "no_such_package").missing("cpu") == "no-such-package is not installed"
+    assert "cuda" in LOSSES["QuACK"].missing("cpu")
+    assert LOSSES["eager"].missing("cpu") is None
 
 
 def _run(monkeypatch, *arguments):
@@ -159,3 +163,37 @@ def test_compile_only_ends_by_its_problems(problems, monkeypatch, tmp_path, caps
 def test_bad_settings_are_one_line(monkeypatch, capsys):
     assert _run(monkeypatch, "bench", "kernels", "--rows", "0") == 2
     assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def _fake_kernels(monkeypatch, measure):
+    fake = SimpleNamespace(
+        KernelBenchSettings=KernelBenchSettings,
+        bench_kernels=measure,
+        show_kernels=lambda result: (_ for _ in ()).throw(BrokenPipeError()),
+    )
+    monkeypatch.setitem(sys.modules, "distill.bench.kernels", fake)
+
+
+def test_what_was_measured_is_on_disk_before_it_is_shown(monkeypatch, tmp_path):
+    _fake_kernels(monkeypatch, lambda settings: {"rows": settings.rows})
+    monkeypatch.setattr("sys.argv", ["distill", "bench", "kernels", "--out", str(tmp_path / "new" / "k.json")])
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        cli.main()
+    assert json.loads((tmp_path / "new" / "k.json").read_text()) == {"rows": 2048}
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    _fake_kernels(monkeypatch, lambda settings: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/none/k.json", tmp_path / "file" / "k.json", tmp_path):
+        assert _run(monkeypatch, "bench", "kernels", "--out", out) == 2
+        assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_an_interrupted_benchmark_does_not_say_that_something_is_kept(monkeypatch, tmp_path, capsys):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    _fake_kernels(monkeypatch, interrupted)
+    assert _run(monkeypatch, "bench", "kernels", "--out", tmp_path / "k.json") == 130
+    assert "keeps nothing" in capsys.readouterr().err and not list(tmp_path.iterdir())

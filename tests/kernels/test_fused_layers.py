@@ -1,5 +1,6 @@
 """liger's layers lose at most twice what plain torch loses in the same dtype, against float64; and touch one model only."""
 
+import contextlib
 import copy
 import importlib
 import itertools
@@ -7,6 +8,8 @@ from types import MethodType
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -17,7 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from distill.kernels import fused_layers, register_attention
+from distill.kernels import attention, fused_layers, register_attention
+from distill.kernels.attention_tiles import attention_tiles
 from distill.kernels.fused_layers import FAMILIES, LAYERS, fuse_layers, unsupported_fusion
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -180,12 +184,12 @@ def packed_arguments(lengths):
     }
 
 
-def run_packed(model, tokens, lengths, upstream, autocast=False, checkpointing=False):
+def run_packed(model, tokens, lengths, upstream, autocast=False, checkpointing=False, **more):
     """Hidden states and gradients of a pack; those of each kind of parameter together."""
     if checkpointing:
         model.train().gradient_checkpointing_enable()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        out = model.model(input_ids=tokens, **packed_arguments(lengths)).last_hidden_state
+        out = model.model(input_ids=tokens, **packed_arguments(lengths), **more).last_hidden_state
     model.model.zero_grad()
     out.backward(upstream.to(out.dtype))
     results = {"out": [out.detach()]}
@@ -258,6 +262,105 @@ def test_a_copy_is_fused_and_computes_with_its_own_weights(monkeypatch):
     plain.load_state_dict(copied.state_dict())
     found, expected = (m(tokens, **packed_arguments([2, 4])).logits for m in (copied, plain))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# liger's three functions in plain torch, as torch.compile cannot trace interpreted kernels: what is around them is tested.
+
+
+class PlainRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return tuple(x * cos[:, None] + turned(x) * sin[:, None] for x in (q, k))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        cos, sin = (x[:, None] for x in ctx.saved_tensors)
+        return *(d * cos - turned(d * sin) for d in gradients), None, None
+
+
+def turned(x):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+class PlainNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, offset, casting, in_place, row_mode):
+        scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x * scale, scale, weight + offset)
+        return x * scale * (weight + offset)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        normed, scale, weight = ctx.saved_tensors
+        d = gradient * weight
+        d_x = scale * (d - normed * (d * normed).mean(-1, keepdim=True))
+        return d_x, (gradient * normed).flatten(0, -2).sum(0), *[None] * 5
+
+
+class PlainGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gate, up = ctx.saved_tensors
+        sigmoid = gate.sigmoid()
+        return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of rows behind a document, which are dropped
+def test_layers_are_compiled_once_for_all_of_them_and_all_packs(monkeypatch):
+    for file, name, plain in (
+        ("rope", "LigerRopeFunction", PlainRope),
+        ("rms_norm", "LigerRMSNormFunction", PlainNorm),
+        ("swiglu", "LigerSiLUMulFunction", PlainGate),
+    ):
+        monkeypatch.setattr(importlib.import_module(f"liger_kernel.ops.{file}"), name, plain)
+    monkeypatch.setattr(attention, "choose_attention", lambda *_, **__: "triton")  # what a GPU runs packs with
+    config = Qwen3Config(**(SIZES | {"num_hidden_layers": 3}))
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation=register_attention(), dtype=torch.float32)
+    compiled = copy.deepcopy(plain)
+    assert fuse_layers(compiled) == ["13 RMSNorm", "3 rotary embedding", "3 gated MLP"]
+    counter = CompileCounterWithBackend("aot_eager")
+    for layer in compiled.model.layers:
+        layer.compile(fullgraph=True, backend=counter)
+    for lengths in ([100, 40], [5, 2, 140], [150]):
+        tokens, upstream = torch.randint(61, (1, sum(lengths))), torch.randn(1, sum(lengths), 48)
+        tiles = attention_tiles(packed_arguments(lengths)["cu_seq_lens_q"], sum(lengths), max(lengths))
+        found, expected = (run_packed(model, tokens, lengths, upstream, plan=tiles) for model in (compiled, plain))
+        for kind, values in expected.items():
+            for a, b in zip(found[kind], values, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item() + 1e-7)
+    assert counter.frame_count <= 2
+
+
+def test_the_rotary_kernel_is_launched_on_the_gpu_of_its_tensors(monkeypatch):
+    """liger launches it on the current one; tensors of another would be read through a stream that does not wait."""
+    current = [torch.device("cuda:0")]
+
+    @contextlib.contextmanager
+    def device(other):
+        current.append(other)
+        yield
+        current.pop()
+
+    class Rope:
+        @staticmethod
+        def apply(*_):
+            return current[-1]
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(importlib.import_module("liger_kernel.ops.rope"), "LigerRopeFunction", Rope)
+    model = model_of("qwen2")
+    fuse_layers(model)
+    rotate = model.model.layers[0].self_attn.forward.__func__.__globals__[fused_layers.ROTARY]
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 3, 4, device="cuda:1")
+    assert rotate(q, q, q, q) == torch.device("cuda:1") and current == [torch.device("cuda:0")]
 
 
 def test_upstream_gradients_are_not_written_to(monkeypatch):

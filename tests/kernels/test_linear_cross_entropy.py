@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
-from distill.kernels import linear_cross_entropy, reference
+from distill.kernels import linear_cross_entropy, linear_loss, reference
+from distill.kernels.row_losses import CrossEntropy
 
 
 def inputs(rows, width, vocabulary, dtype=torch.float64, ignored=0.3, std=1.0):
@@ -187,6 +189,63 @@ def test_strided_hidden():
     assert_all_close(torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, (hidden, weight)))
 
 
+def test_any_layout_of_any_tensor():
+    """Columns that are rows elsewhere, gaps, one row in place of all: as contiguous copies, gradients in plain layout."""
+    rows, width, vocabulary = 21, 16, 30
+    labels = torch.randint(vocabulary, (2 * rows,), dtype=torch.int32)[::2]
+    weights = torch.rand(3, rows).t()[:, 1]
+    layouts = [
+        (torch.randn(width, rows).t(), torch.randn(width, vocabulary).t(), torch.randn(2 * vocabulary)[::2]),
+        (torch.randn(width).expand(rows, -1), torch.randn(vocabulary, 1).expand(-1, width), torch.randn(1).expand(vocabulary)),
+        (torch.randn(rows, 3, width)[:, 1], torch.randn(vocabulary, 2 * width)[:, ::2], torch.randn(vocabulary)),
+    ]  # fmt: skip
+    for tensors, reduction in itertools.product(layouts, ("sum", "none")):
+        tensors = [x.detach().requires_grad_() for x in tensors]
+        plain = [x.detach().contiguous().requires_grad_() for x in tensors]
+        options = {"reduction": reduction, "token_weights": weights, "workspace_bytes": vocabulary * 4 * 8}
+        loss = linear_cross_entropy(tensors[0], tensors[1], labels, bias=tensors[2], **options)
+        expected = linear_cross_entropy(plain[0], plain[1], labels.long().contiguous(), bias=plain[2], **options)
+        torch.testing.assert_close(loss, expected)
+        found = torch.autograd.grad(loss.sum(), tensors)
+        assert all(x.is_contiguous() for x in found)
+        assert_all_close(found, torch.autograd.grad(expected.sum(), plain))
+
+
+@pytest.mark.parametrize("masked", [-1e9, -1e30, float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lse_of_a_row_whose_label_is_masked_out(masked, dtype):
+    """The lse was once a difference of two numbers at the label."""
+    hidden, weight, labels = inputs(12, 16, 30, dtype=dtype, ignored=0)
+    bias = torch.zeros(30, dtype=dtype)
+    bias[labels[0]] = masked
+    loss, stats = linear_cross_entropy(hidden, weight, labels, bias=bias, reduction="none", return_stats=True)
+    _, (lse, *_) = reference.linear_cross_entropy(hidden, weight, labels, bias=bias, reduction="none")
+    torch.testing.assert_close(stats.lse, lse)
+    assert (loss[labels == labels[0]] > 1e8).all() and loss[labels != labels[0]].isfinite().all()
+
+
+def test_losses_without_gradients_agree_with_those_that_have_them():
+    hidden, weight, labels = inputs(20, 16, 30)
+    for reduction in ("mean", "none"):
+        expected = linear_cross_entropy(hidden, weight, labels, reduction=reduction)
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                found = linear_cross_entropy(hidden, weight, labels, reduction=reduction)
+            assert not found.requires_grad
+            torch.testing.assert_close(found, expected.detach())
+        for reentrant in (False, True):
+
+            def loss(x, reduction=reduction):
+                return linear_cross_entropy(x.tanh(), weight, labels, reduction=reduction).sum()
+
+            gradients = []
+            for function in (loss, lambda x, f=loss, r=reentrant: checkpoint(f, x, use_reentrant=r)):
+                leaf = hidden.detach().requires_grad_()
+                function(leaf).backward()
+                gradients.append(leaf.grad)
+            assert_all_close(*gradients)
+
+
 class LargestTensor(TorchDispatchMode):
     """Elements of the largest tensor any operation has made; views of its inputs do not count."""
 
@@ -201,21 +260,22 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_never_holds_the_logits_of_all_rows(reduction):
-    rows, width, vocabulary = 512, 16, 4096
-    hidden, weight, labels = inputs(rows, width, vocabulary, dtype=torch.bfloat16)
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_never_holds_the_logits_of_all_rows_nor_a_copy_of_hidden(with_gradients, ignored):
+    """Seen inside the operator, which a mode around it would not do."""
+    rows, width, vocabulary, chunk = 512, 48, 64, 8
+    hidden, weight, labels = (x.detach() for x in inputs(rows, width, vocabulary, dtype=torch.bfloat16))
+    index = None if ignored == 0 else (torch.rand(rows) > ignored).nonzero().squeeze(1)
+    source = linear_loss.Rows(hidden, index, torch.bfloat16)
+    labels = labels.clamp_min(0)[: source.size]
+    head, needs = linear_loss.Head(weight, None, None, 1.0), linear_loss.Needs(False, with_gradients, False)
     with LargestTensor() as largest:
-        loss = linear_cross_entropy(hidden, weight, labels, reduction=reduction, workspace_bytes=vocabulary * 2 * 64)
-        loss.sum().backward()
-    assert largest.elements <= vocabulary * 64
-
-
-def test_nothing_is_copied_when_no_row_is_ignored():
-    hidden, weight, labels = inputs(64, 4096, 8, dtype=torch.float32, ignored=0)
-    with LargestTensor() as largest, torch.no_grad():
-        linear_cross_entropy(hidden, weight, labels)
-    assert largest.elements < hidden.numel()
+        linear_loss.losses_and_gradients(
+            source, head, labels[:, None], CrossEntropy(None, 0.0, 0.0, vocabulary), needs,
+            workspace_bytes=vocabulary * 2 * chunk,
+        )  # fmt: skip
+    assert largest.elements <= (vocabulary * width if with_gradients else max(vocabulary * chunk, rows))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +283,8 @@ def test_nothing_is_copied_when_no_row_is_ignored():
     [
         ({"hidden": torch.zeros(2, 3, 4)}, "hidden"),
         ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, "hidden"),
+        ({"hidden": torch.zeros(3, 4).to(torch.float8_e4m3fn)}, "hidden"),
+        ({"hidden": torch.zeros(3, 0), "weight": torch.zeros(9, 0)}, "hidden"),
         ({"weight": torch.zeros(9, 5)}, "weight"),
         ({"weight": torch.zeros(9, 4, dtype=torch.bfloat16)}, "weight"),
         ({"labels": torch.zeros(4, dtype=torch.int64)}, "labels"),
@@ -235,6 +297,7 @@ def test_nothing_is_copied_when_no_row_is_ignored():
         ({"reduction": "avg"}, "reduction"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"softcap": 0.0}, "softcap"),
+        ({"softcap": float("inf")}, "softcap"),
         ({"workspace_bytes": 0}, "workspace_bytes"),
         ({"labels": torch.zeros(3, dtype=torch.int64, device="meta")}, "labels"),
     ],

@@ -1,12 +1,14 @@
 """The linear losses as operators: what torch demands of one, torch.compile, and what is asked of a device."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.kernels import linear_cross_entropy, linear_topk_divergence, reference
+from distill.kernels import linear_cross_entropy, linear_loss, linear_loss_ops, linear_topk_divergence, reference
 from distill.kernels.cross_entropy import linear_cross_entropy_sum
-from distill.kernels.linear_loss_ops import linear_gradients, linear_statistics
+from distill.kernels.linear_loss_ops import linear_gradients, linear_statistics, scaled_gradient
 from distill.kernels.topk_divergence import linear_topk_divergence_sum
 
 
@@ -63,6 +65,55 @@ def test_opcheck_of_the_statistics(requires_grad):
         torch.randn(9),
     )
     torch.library.opcheck(linear_gradients, (*arguments, None, 1.0, torch.float32, list(requires_grad), 100))
+
+
+def test_opcheck_of_hidden_in_columns():
+    """The gradients are laid out as the compiler was told, whatever the layout of hidden and weight."""
+    hidden, weight = (torch.randn(6, rows).t().requires_grad_() for rows in (9, 13))
+    labels = torch.randint(13, (9,))
+    arguments = (hidden, weight, None, labels, None, None, 0.0, 0.0, None, torch.float32, [True, True, False])
+    torch.library.opcheck(linear_cross_entropy_sum, (*arguments, False, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(0, 5), (700, 3), (900,)])
+def test_scaled_gradients_are_rounded_once(dtype, shape, monkeypatch):
+    monkeypatch.setattr(linear_loss_ops, "block_rows", lambda *_: 64)
+    for saved in (torch.randn(shape), torch.randn(shape).bfloat16()):
+        factor = torch.rand(())
+        before = saved.clone()
+        found = scaled_gradient(saved, factor, dtype)
+        assert found.dtype == dtype and torch.equal(saved, before)
+        exact = saved.double() * factor.double()
+        assert ((found.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps * 0.51).all()
+
+
+def test_compiled_once_for_any_number_of_rows():
+    weight = torch.randn(13, 6, requires_grad=True)
+
+    def function(hidden, labels):
+        none = linear_cross_entropy(hidden, weight, labels, reduction="none", ignore_index=None)
+        return linear_cross_entropy(hidden, weight, labels) + none.mean()
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for number, rows in enumerate((9, 5, 30, 17)):
+        hidden, labels = torch.randn(rows, 6, requires_grad=True), torch.randint(13, (rows,))
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            loss = compiled(hidden, labels)
+        expected = function(hidden, labels)
+        torch.testing.assert_close(loss, expected)
+        inputs = (hidden, weight)
+        torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs))
+
+
+def test_computes_on_the_device_of_the_tensors(monkeypatch):
+    """Triton launches on the current device, which may be another GPU."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(entered.append(device)))
+    with linear_loss.computing_on(torch.device("cuda", 1)), linear_loss.computing_on(torch.device("cpu")):
+        pass
+    assert entered == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

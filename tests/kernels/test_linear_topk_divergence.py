@@ -90,6 +90,42 @@ def test_all_of_the_vocabulary_listed_is_the_divergence_itself(divergence):
     assert_all_close(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("masked", [-1e9, float("-inf")])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_entries_that_are_masked_out_and_teachers_with_nothing_in_the_first_place(masked, reduction):
+    hidden, weight, ids, logprobs, _ = inputs(20, 8, 40, 5, missing=0)
+    ids = ids.masked_fill(ids == 0, -1)
+    logprobs = logprobs.masked_fill(ids < 0, float("-inf"))
+    ids[3], logprobs[3] = 0, float("-inf")
+    bias = torch.zeros(40, dtype=hidden.dtype)
+    bias[0] = masked
+    loss, expected = (
+        function(hidden, weight, ids, logprobs, bias=bias, reduction=reduction)
+        for function in (linear_topk_divergence, reference.linear_topk_divergence)
+    )
+    torch.testing.assert_close(loss, expected)
+    wanted = (hidden, weight)
+    found = torch.autograd.grad(loss.sum(), wanted)
+    assert_all_close(found, torch.autograd.grad(expected.sum(), wanted), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_float16_where_the_rest_has_no_gradient(divergence):
+    """Forward KL's factor on softmax is 0 where both agree on the rest; dividing by its stand-in must not overflow."""
+    hidden, weight, _, _, _ = inputs(2, 8, 10, 2, missing=0)
+    hidden = torch.zeros_like(hidden, dtype=torch.float16).requires_grad_()
+    weight = weight.detach().half().requires_grad_()
+    ids = torch.tensor([[0, 1], [2, 3]])
+    logprobs = torch.tensor([[0.15, 0.05], [0.199, 0.001]]).log()  # the student's are 0.1 each
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    loss = linear_topk_divergence(hidden, weight, ids, logprobs, divergence=divergence)
+    expected = reference.linear_topk_divergence(*exact, ids, logprobs.double(), divergence=divergence)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, exact), strict=True
+    ):
+        assert (found.double() - wanted).norm() <= 4e-3 * wanted.norm() + 1e-6
+
+
 def test_a_student_that_equals_its_teacher_has_no_divergence_and_no_gradient():
     hidden, weight, ids, _, _ = inputs(20, 8, 40, 5, missing=0)
     teacher = (hidden.detach() @ weight.detach().T / 0.6).log_softmax(-1).gather(1, ids)

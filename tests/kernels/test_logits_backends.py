@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.kernels import linear_cross_entropy, linear_loss, linear_topk_divergence, logits_backends, reference
 from distill.kernels.logits_backends import BACKENDS, choose_backend, unsupported_backend
+from distill.kernels.row_losses import CrossEntropy
 
 
 @pytest.fixture(params=[name for name in BACKENDS if name != "torch"])
@@ -123,6 +125,79 @@ def test_stats_and_peaked_rows(backend):
     tolerance = {"rtol": 2**-8 if backend == "rows" else 1e-5, "atol": float(logits.abs().max()) * 2**-8}
     torch.testing.assert_close(stats.lse.double(), expected[0], **tolerance)
     torch.testing.assert_close(stats.logprobs.double(), expected[1], **tolerance)
+
+
+def test_any_layout_of_hidden_weight_and_bias(backend):
+    rows, width, vocabulary = 20, 24, 70
+    labels = torch.randint(vocabulary, (2 * rows,), dtype=torch.int32)[::2]
+
+    def random(*shape):
+        return torch.randn(shape).bfloat16()
+
+    layouts = [
+        (random(width, rows).t(), random(width, vocabulary).t(), random(2 * vocabulary)[::2]),
+        (random(1, width).expand(rows, width), random(vocabulary, width), random(1).expand(vocabulary)),
+        (random(rows, 31)[:, 3:27], random(vocabulary, 25)[:, 1:], random(vocabulary)),
+    ]
+    for tensors, reduction in itertools.product(layouts, ("sum", "none")):
+        strided = [x.detach().requires_grad_() for x in tensors]
+        plain = [x.detach().contiguous().requires_grad_() for x in tensors]
+        results = []
+        for hidden, weight, bias in (strided, plain):
+            loss = linear_cross_entropy(hidden, weight, labels, bias=bias, reduction=reduction)
+            results.append((loss, torch.autograd.grad(loss.sum(), (hidden, weight, bias))))
+        torch.testing.assert_close(*results, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("masked", [-1e9, float("-inf")])
+def test_a_label_that_is_masked_out(backend, masked):
+    hidden, weight = torch.randn(20, 24).bfloat16(), torch.randn(70, 24).bfloat16()
+    labels = torch.randint(70, (20,))
+    bias = torch.zeros(70).bfloat16()
+    bias[labels[0]] = masked
+    loss, stats = linear_cross_entropy(hidden, weight, labels, bias=bias, reduction="none", return_stats=True)
+    _, (lse, *_) = reference.linear_cross_entropy(
+        hidden.double(), weight.double(), labels, bias=bias.double(), reduction="none"
+    )
+    torch.testing.assert_close(stats.lse.double(), lse, rtol=2**-8, atol=2**-8)
+    assert (loss[labels == labels[0]] > 1e8).all() and loss[labels != labels[0]].isfinite().all()
+
+
+class Operations(TorchDispatchMode):
+    """Names of what torch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_passes_never_wait_for_the_device(backend, softcap, monkeypatch):
+    """Nothing whose result the host must see, in any chunk, with all options; and few launches for one chunk more."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    monkeypatch.setattr(InterpretedFunction, "run", lambda *args, **kwargs: None)  # it is the host's part that is seen
+    rows, vocabulary = 24, 50
+    hidden, weight = torch.randn(rows, 16).bfloat16(), torch.randn(vocabulary, 16).bfloat16()
+    ids = torch.randint(vocabulary, (rows, 1))
+    head = linear_loss.Head(weight, None, softcap, 1.0)
+    counts = []
+    for chunk_rows in (12, 8):
+        loss = CrossEntropy(torch.rand(rows), 0.1, 0.1, vocabulary)
+        with Operations() as operations:
+            linear_loss.losses_and_gradients(
+                linear_loss.Rows(hidden, None, hidden.dtype), head, ids, loss, linear_loss.Needs(True, True, False),
+                need_argmax=True, workspace_bytes=vocabulary * 2 * chunk_rows,
+            )  # fmt: skip
+        waits = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+        assert not waits.intersection(operations.names)
+        counts.append(len(operations.names))
+    assert counts[1] - counts[0] < 150
 
 
 def test_the_anchored_loss_is_as_exact_as_float32(monkeypatch):

@@ -4,10 +4,19 @@ import itertools
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from distill.kernels import attention, attention_plan, linear_cross_entropy, register_attention
 from distill.kernels.attention_tiles import attention_tiles
+from distill.kernels.transformers_attention import packed_attention
 
 SIZES = {
     "vocab_size": 61,
@@ -30,6 +39,7 @@ CONFIGS = {
     "gemma2": Gemma2Config(
         **SIZES, **SLIDING, query_pre_attn_scalar=8, attn_logit_softcapping=1.0, final_logit_softcapping=2.0
     ),
+    "gemma3": Gemma3TextConfig(**SIZES, **SLIDING, query_pre_attn_scalar=8),
 }
 
 
@@ -50,14 +60,15 @@ def model_of(config, implementation):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [None, "reentrant", "not reentrant"])
 def test_packed_equals_documents_alone(name, checkpointing):
     lengths = [1, 12, 30, 3, 12, 17]
     packed = model_of(CONFIGS[name], register_attention())
     alone = model_of(CONFIGS[name], "eager")
     alone.load_state_dict(packed.state_dict())
     if checkpointing:
-        packed.train().gradient_checkpointing_enable()
+        packed.train().gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+        packed.enable_input_require_grads()
     tokens = torch.randint(61, (1, sum(lengths)))
     labels = torch.randint(61, (sum(lengths),))
     softcap = getattr(CONFIGS[name], "final_logit_softcapping", None)
@@ -134,3 +145,22 @@ def test_dropout_is_refused():
     model = model_of(config, register_attention()).train()
     with pytest.raises(ValueError, match="dropout"):
         model(input_ids=torch.randint(61, (1, 10)), **packed_arguments([4, 6]))
+
+
+def test_attention_that_ours_does_not_compute_is_refused():
+    """A model whose attention is given sinks, a bias or chunks would run, and be wrong."""
+    sinks = GptOssConfig(**SIZES, **SLIDING, num_local_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ValueError, match="s_aux"):
+        model_of(sinks, register_attention())(input_ids=torch.randint(61, (1, 10)), **packed_arguments([4, 6]))
+
+    arguments = packed_arguments([4, 6])
+    q = torch.randn(1, 2, 10, 8)
+    module = torch.nn.Module()
+    packed_attention(module, q, q, q, None, **arguments)
+    for change in ({"is_causal": False}, {"position_bias": q}, {"indices": q}):
+        with pytest.raises(ValueError, match="causal" if "is_causal" in change else next(iter(change))):
+            packed_attention(module, q, q, q, None, **arguments, **change)
+    for module.layer_type in ("chunked_attention", "sliding_attention"):
+        with pytest.raises(ValueError, match=f"layer of {module.layer_type}"):
+            packed_attention(module, q, q, q, None, **arguments)
+    packed_attention(module, q, q, q, None, sliding_window=3, **arguments)

@@ -4,25 +4,22 @@ import heapq
 import itertools
 import random
 import secrets
+import warnings
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 pytest.importorskip("triton")
 
 from distill.kernels import attention, attention_plan, document_bounds, reference, triton_attention, varlen_attention
+from distill.kernels.attention import IMPLEMENTATIONS
+from distill.kernels.attention_configurations import DTYPES, HEAD_SIZES, Blocks, Configuration, configuration
+from distill.kernels.attention_kernels import compile_cases
 from distill.kernels.attention_tiles import TILE_TOKENS, attention_tiles, most_tiles
 from distill.kernels.targets import TARGETS
-from distill.kernels.triton_attention import (
-    DTYPES,
-    HEAD_SIZES,
-    LARGEST_STRIDE,
-    Blocks,
-    Configuration,
-    compile_cases,
-    configuration,
-)
+from distill.kernels.triton_attention import LARGEST_STRIDE
 
 TILE = 32
 # Rows of a block that lie behind the document are computed and dropped; the interpreter reports their 0 / 0.
@@ -143,6 +140,32 @@ def test_other_head_sizes_are_padded(head_dim):
     assert_exact(found, results(eager(lengths, scale=0.3), doubles, upstream))
 
 
+@pytest.mark.parametrize("window", [2**31 - 1, 2**31 - 20, 2**40])
+def test_a_window_too_large_for_int32_is_none(window):
+    """Configurations write "all of it" like this; a place in a document plus the window must not wrap."""
+    lengths = [TILE + 9, 4]
+    q, k, v = packed(lengths, 2, 1, 16, torch.float32)
+    upstream = torch.randn(sum(lengths), 2, 16)
+    found = results(ours(lengths, blocks_of(16, 16), scale=0.3, window=window), (q, k, v), upstream)
+    expected = results(ours(lengths, blocks_of(16, 16), scale=0.3), (q, k, v), upstream)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("wanted", ["q", "k", "v"])
+def test_only_one_input_needs_a_gradient_and_keys_are_expanded(wanted):
+    """Keys and values of one head seen as two: a stride of 0 between heads."""
+    lengths = [20, 3]
+    q, k, v = (x.detach() for x in packed(lengths, 2, 1, 16, torch.float32))
+    inputs = {"q": q, "k": k, "v": v}
+    leaf = inputs[wanted].requires_grad_()
+    k, v = (x.expand(-1, 2, -1) for x in (k, v))
+    out = ours(lengths, blocks_of(16, 16), scale=0.3)(q, k, v)
+    upstream = torch.randn_like(out)
+    (found,) = torch.autograd.grad(out, leaf, upstream)
+    exact = eager(lengths, scale=0.3)(q.double(), k.double(), v.double())
+    assert_exact([out.detach(), found], [exact.detach(), torch.autograd.grad(exact, leaf, upstream.double())[0]])
+
+
 def test_three_hundred_documents():
     lengths = [random.randint(1, 2) for _ in range(300)]
     q, k, v = packed(lengths, 1, 1, 16, torch.bfloat16)
@@ -206,7 +229,7 @@ def test_a_grid_has_one_axis_of_more_than_65535_programs(monkeypatch):
             grids.append(grid)
             return lambda *arguments, **constants: None
 
-    for name in ("_forward_kernel", "_delta_kernel", "_d_keys_kernel", "_d_queries_kernel"):
+    for name in ("forward_kernel", "delta_kernel", "d_keys_kernel", "d_queries_kernel"):
         monkeypatch.setattr(triton_attention, name, Recorder())
     lengths = [1] * 70_000
     q, k, v = packed(lengths, 2, 2, 1, torch.float32)
@@ -279,6 +302,37 @@ def test_compiles_to_one_graph(triton_on_cpu, dynamic):
         torch.testing.assert_close(
             torch.autograd.grad(found, (q, k, v)), torch.autograd.grad(expected, (q, k, v)), rtol=1e-5, atol=1e-6
         )
+
+
+def test_packs_of_other_shapes_are_not_compiled_again(triton_on_cpu):
+    """Numbers of tokens, documents and tiles become symbols in the second pack's compilation."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss(q, k, v, cu_seqlens, max_seqlen, tiles):
+        out = varlen_attention(q, k, v, cu_seqlens, max_seqlen, window=9, implementation="triton", plan=tiles)
+        return out.square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for lengths in ([20, 130], [7, 150, 1], [140]):
+        q, k, v = packed(lengths, 2, 1, 16, torch.float32)
+        cu_seqlens, longest = bounds_of(lengths), max(lengths)
+        compiled(q, k, v, cu_seqlens, longest, attention_tiles(cu_seqlens, sum(lengths), longest)).backward()
+    assert counter.frame_count <= 2
+
+
+def test_the_choice_is_made_without_a_trace_of_it():
+    """Looking for packages is left out of the graph, without a warning of torch.compile's."""
+
+    def choose(x, softcap):
+        name = attention.choose_attention("cuda", torch.bfloat16, 64, capability=(9, 0), softcap=softcap)
+        return x + IMPLEMENTATIONS.index(name)
+
+    compiled = torch.compile(choose, fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for softcap in (None, 30.0):
+            name = attention.choose_attention("cuda", torch.bfloat16, 64, capability=(9, 0), softcap=softcap)
+            assert compiled(torch.zeros(()), softcap) == IMPLEMENTATIONS.index(name)
 
 
 def test_without_a_plan_and_under_autocast(triton_on_cpu):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill.kernels import attention, attention_plan, choose_attention, doctor, reference, varlen_attention
+from distill.kernels.attention_tiles import attention_tiles
 from distill.kernels.padded_attention import MAX_PLAIN_LENGTH
 
 
@@ -107,6 +108,29 @@ def test_a_plan_is_shared_and_gives_the_same_bits():
     expected = varlen_attention(q, k, v, cu_seqlens, max(lengths))
     for _ in range(2):
         assert torch.equal(varlen_attention(q, k, v, cu_seqlens, max(lengths), plan=plan), expected)
+
+
+@pytest.mark.parametrize("make", [attention_plan, lambda bounds: attention_tiles(bounds, 14, 9)])
+def test_a_plan_of_other_documents_is_refused(make, monkeypatch):
+    """As many documents, tokens and the longest alike, and yet other bounds: the documents would mix."""
+    monkeypatch.setattr(attention, "unsupported_attention", lambda *_, **__: None)
+    q, k, v, cu_seqlens = packed([5, 9], 2, 1)
+    implementation = "sdpa" if make is attention_plan else "triton"
+    for other in ([0, 9, 14], [0, 5, 6, 14], [0, 14]):
+        with pytest.raises(ValueError, match="plan: got one of"):
+            plan = make(torch.tensor(other))
+            varlen_attention(q, k, v, cu_seqlens, 14, plan=plan, implementation=implementation)
+
+
+def test_a_plan_serves_evaluation_and_training():
+    q, k, v, cu_seqlens = packed([5, 20], 2, 2)
+    plan = attention_plan(cu_seqlens)
+    for options in ({"window": 3}, {"softcap": 2.0}):
+        with torch.inference_mode():
+            found = varlen_attention(q, k, v, cu_seqlens, 20, plan=plan, **options)
+        out = varlen_attention(q, k, v, cu_seqlens.clone(), 20, plan=plan, **options)
+        out.sum().backward()
+        assert torch.equal(found, out)
 
 
 def test_autocast_lowers_as_torch_does():
@@ -227,6 +251,40 @@ def test_flash_attn_is_called_as_it_documents(monkeypatch, name, module, left, r
             "softcap": 2.0,
             "deterministic": True,
         }
+
+
+@pytest.mark.parametrize(
+    ("parameters", "hip", "asked"),
+    [
+        ({"window_size"}, None, {}),
+        ({"window_size", "enable_gqa"}, None, {"enable_gqa": True}),
+        ({"window_size", "enable_gqa", "num_splits"}, None, {"enable_gqa": True, "num_splits": 1}),
+        ({"window_size", "enable_gqa", "num_splits"}, "6.4", {"enable_gqa": True}),  # AMD's refuses num_splits
+    ],
+)
+def test_torch_varlen_is_called_as_its_version_documents(monkeypatch, parameters, hip, asked):
+    calls = []
+
+    def varlen_attn(q, k, v, *numbers, **options):
+        assert all(x.stride(-1) == 1 for x in (q, k, v))  # what FlashAttention 2 takes
+        assert k.shape[1] == 1  # it shares keys itself: a copy for each query head is memory for nothing
+        calls.append((numbers, options))
+        return q
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr("torch.version.hip", hip)
+    monkeypatch.setattr(attention, "_torch_varlen_parameters", lambda: frozenset(parameters))
+    monkeypatch.setattr(attention, "unsupported_attention", lambda *_, **__: None)
+    q, k, v, cu_seqlens = packed([3, 2], 2, 1, dtype=torch.bfloat16)
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    for window, left in ((None, -1), (1, 0), (5, 4)):
+        varlen_attention(q, k, v, cu_seqlens.long(), 3, window=window, scale=0.5, implementation="torch-varlen")
+        (bounds, bounds_of_keys, *lengths), options = calls.pop()
+        assert (
+            bounds.dtype == bounds_of_keys.dtype == torch.int32 and bounds.tolist() == [0, 3, 5] and lengths == [3, 3]
+        )
+        # The tuple (-1, 0), and no list, is what makes it causal.
+        assert options == {"scale": 0.5, "window_size": (left, 0), **asked}
 
 
 def test_doctor_says_why_not_a_better_one(monkeypatch):

@@ -5,18 +5,11 @@ import itertools
 import pytest
 import torch
 
-from distill.kernels import vocabulary_gemm
+from distill.kernels import vocabulary_gemm, vocabulary_gradient
 from distill.kernels.targets import TARGETS
-from distill.kernels.vocabulary_gemm import (
-    CONFIGS,
-    MAX_DISTANCE,
-    ODD_ROWS,
-    Config,
-    column_sums,
-    compile_cases,
-    dz_logits,
-    exp_logits,
-)
+from distill.kernels.vocabulary_gemm import MAX_DISTANCE, exp_logits
+from distill.kernels.vocabulary_gradient import dz_logits
+from distill.kernels.vocabulary_tiles import CONFIGS, ODD_ROWS, Config
 
 # Small tiles, so that there are many of them: loads by descriptors and by pointers, groups of row blocks that are not
 # full, fewer programs than tiles, several flags in a tile's rows.
@@ -291,20 +284,11 @@ def test_gradient_is_exact_but_for_one_rounding(config, with_uniform):
         assert_nothing_beyond_was_written(out)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 1), (32, 256), (75, 300), (0, 5)])
-def test_column_sums(dtype, rows, vocabulary):
-    values = torch.randn(rows, vocabulary + 3).to(dtype)[:, 1 : 1 + vocabulary]
-    factor = torch.randn(rows)
-    exact = (values.double() * factor.double()[:, None]).sum(0)
-    found = column_sums(values, factor)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_configuration_in_use_has_cases_to_compile(target):
-    names = [case.name for case in compile_cases(TARGETS[target])]
+    names = [
+        case.name for module in (vocabulary_gemm, vocabulary_gradient) for case in module.compile_cases(TARGETS[target])
+    ]
     assert len(names) == len(set(names))
     for config in (ODD_ROWS, *CONFIGS.get(target, CONFIGS["other"])):
         tile = f"{config.rows}x{config.columns}x{config.depth}"

@@ -47,6 +47,9 @@ def split_vocabulary(rank: int, ranks: int) -> None:
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(tuple(stats), tuple(expected_stats))
         torch.testing.assert_close(found, (wanted[0], wanted[1][own], wanted[2][own]))
+    uneven = weight.detach()[: size - 1 if rank else size]
+    with pytest.raises(ValueError, match=f"weight: got parts of {size - 1} to {size} entries"):
+        linear_cross_entropy(hidden, uneven, labels.clamp_max(0), reduction="sum", group=dist.group.WORLD)
 
 
 def sharded_head(rank: int, ranks: int) -> None:

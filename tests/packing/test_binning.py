@@ -1,5 +1,6 @@
 """best_fit_decreasing against the textbook definition."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,8 @@ def test_every_item_once_no_bin_over_full_and_as_full_as_the_textbook_says(case)
     assert all(0 < load <= capacity for load in loads)
     assert sorted(loads) == naive(lengths, capacity)
     assert bins == best_fit_decreasing(lengths, capacity)
+    names = np.arange(len(lengths))[::-1] * 3
+    assert best_fit_decreasing(lengths, capacity, names) == [[int(names[i]) for i in members] for members in bins]
 
 
 def test_long_tailed_lengths_fill_the_rows(rng):

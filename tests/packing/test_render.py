@@ -1,5 +1,7 @@
 """Pairs to documents to packs: what is dropped, what is refused, and every number of a pack."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,64 @@ def test_both_documents_of_every_pair_are_there_token_for_token(chat, make_pairs
         assert document.supervised == len(target) and document.length == len(document.tokens) - 1
 
 
+def one_text_at_a_time(pairs, chat):
+    """The tokens of every document: the template and the tokenizer as transformers calls them, nothing shared."""
+    ids = lambda text: chat.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    for pair in pairs:
+        question = [{"role": "user", "content": pair.problem.prompt}]
+        prompt = chat.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        for trace in (pair.ift, pair.reasoning):
+            text = chat.think.wrap(trace.reasoning, trace.answer) if trace.reasoning else trace.answer
+            yield ids(prompt), [*ids(text), chat.end_of_turn]
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
+def test_chunks_in_parallel_are_one_text_at_a_time(chat, make_pairs, monkeypatch, chunk):
+    """Whatever a text holds: special tokens in questions and answers, characters of several bytes, white space."""
+    monkeypatch.setattr("distill.packing.render._CHUNK", chunk)
+    pairs = make_pairs(50)
+    hostile = "<|assistant|> <|end|><think>\n</think><|user|>"
+    pairs[7] = replace(pairs[7], problem=replace(pairs[7].problem, prompt=hostile))
+    pairs[8] = replace(pairs[8], ift=replace(pairs[8].ift, answer="<|pad|> is <|user|>", reasoning=""))
+    advanced = []
+    result = rendered(pairs, chat, advance=advanced.append)
+    expected = list(one_text_at_a_time(pairs, chat))
+    assert len(result.documents) == len(expected) and sum(advanced) == 50
+    for document, (prompt, target) in zip(result.documents, expected, strict=True):
+        assert document.tokens.tolist() == prompt + target and document.prompt_length == len(prompt)
+        assert document.tokens.dtype == np.int32 and type(document.prompt_length) is int
+
+
+def test_padding_and_truncation_in_a_tokenizer_s_file_change_nothing(make_pairs):
+    pairs = make_pairs(12)
+    plain, configured = (train_tokenizer(["seven naïve 東京"] * 4, 300) for _ in range(2))
+    configured.backend_tokenizer.enable_truncation(5)
+    configured.backend_tokenizer.enable_padding(length=64)
+    one, other = (rendered(pairs, ChatFormat(t, COMPACT, source="x")).documents for t in (plain, configured))
+    assert [d.tokens.tolist() for d in one] == [d.tokens.tolist() for d in other]
+
+
+def test_a_tokenizer_without_a_library_below_gives_the_same_tokens(chat, make_pairs, monkeypatch):
+    texts = [pair.reasoning.reasoning for pair in make_pairs(20)] + ["", "<|end|>"]
+    fast = chat.encode(texts)
+    monkeypatch.setattr(type(chat.tokenizer), "is_fast", False)
+    slow = chat.encode(texts)
+    assert fast[0].tolist() == slow[0].tolist() and fast[1].tolist() == slow[1].tolist()
+    assert slow[0].dtype == np.int32 and [a.size for a in chat.encode([])] == [0, 0]
+
+
+def test_a_mode_that_the_template_cannot_hold_is_measured_as_the_other(chat, make_pairs, monkeypatch):
+    """Where every answer is opened with a think block, the arm that only reasons is still rendered, twice."""
+    monkeypatch.setattr(chat, "prompt_opens_thinking", True)
+    monkeypatch.setattr(chat, "_said", "")
+    pairs = make_pairs(9)
+    documents = rendered(pairs, chat, modes=("reasoning",)).documents
+    for ift, reasoning in zip(documents[::2], documents[1::2], strict=True):
+        assert ift.tokens.tolist() == reasoning.tokens.tolist()
+    with pytest.raises(InputError, match="cannot hold an answer without reasoning"):
+        rendered(pairs, chat, modes=("ift",))
+
+
 def test_a_pair_with_one_long_document_leaves_both_modes(chat, make_pairs):
     pairs = make_pairs(60, reasoning=60)
     everything = rendered(pairs, chat)
@@ -58,12 +118,16 @@ def test_a_tokenizer_larger_than_the_model_is_refused(chat, make_pairs):
 
 
 def test_a_target_that_cannot_be_masked_names_its_pair(chat, make_pairs):
-    from dataclasses import replace
-
     pairs = make_pairs(5)
-    pairs[3] = replace(pairs[3], ift=replace(pairs[3].ift, answer="4<|end|>"))
-    with pytest.raises(InputError, match=f"{pairs[3].problem.id}.*end-of-turn"):
-        rendered(pairs, chat)
+    for mode in ("ift", "reasoning"):
+        bad = list(pairs)
+        trace = replace(pairs[3].trace(mode), answer="4<|end|>")
+        bad[3] = replace(pairs[3], **{mode: trace})
+        with pytest.raises(InputError, match=rf"{pairs[3].problem.id} contains the end-of-turn"):
+            rendered(bad, chat)
+    bad[3] = replace(pairs[3], ift=replace(pairs[3].ift, answer=""))
+    with pytest.raises(InputError, match=rf"{pairs[3].problem.id} has no tokens"):
+        rendered(bad, chat)
 
 
 def test_a_pack_against_one_document_after_another(rng):

@@ -1,0 +1,240 @@
+"""What each benchmark's result says on the page of `distill bench report`: plots, tables, targets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill.bench.gpu import KIND
+from distill.bench.gpu_pieces import GpuSuiteSettings
+from distill.bench.gpu_tables import gpu_tables, of_section
+from distill.bench.gpu_targets import gpu_targets
+from distill.bench.kernels import KernelBenchSettings, kernel_tables, kernel_targets
+from distill.bench.names import OURS, in_order
+from distill.bench.plots import Bar, bar_chart
+from distill.bench.report_page import Page
+from distill.bench.spread import shown
+from distill.bench.training import TrainingBenchSettings
+
+_GIB = 1 << 30
+_FIRST_TOKENS = GpuSuiteSettings().tokens[0]  # what is plotted
+_FLAGS = {  # settings that have a flag of another name
+    "requests": "requests",
+    "concurrencies": "concurrency",
+}
+
+
+def _made_by(page: Page, name: str, command: str, where: str) -> None:
+    page.add(f"`{command}` ([{name}.json](../bench/results/{name}.json)). {where}")
+
+
+def _machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    return (
+        f"{found['processor']}, {found['cores']} cores, load {found['load_before']:.1f} before the run; "
+        f"Python {found['python']}, {versions}."
+    )
+
+
+def _command(base: str, found: dict[str, Any], defaults: dict[str, Any], flags: Sequence[str]) -> str:
+    """The command that has these settings: flags whose value is not the default."""
+    parts = [base]
+    for name in flags:
+        value = found.get(name)
+        if value is None or value == defaults.get(name):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"--{_FLAGS.get(name, name).replace('_', '-')} {text}")
+    return " ".join(parts)
+
+
+def _targets(page: Page, rows: list[list[str]]) -> None:
+    if rows:
+        page.table(["target", "wanted", "measured", ""], rows, "targets")
+
+
+def kernels_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    defaults = KernelBenchSettings().model_dump(mode="json")
+    flags = ("rows", "hidden", "vocabulary", "ignored", "rounds", "threads")
+    threads = result["settings"]["threads"]
+    where = f"{threads} threads. {_machine(result['machine'])}"
+    _made_by(page, name, _command("distill bench kernels", result["settings"], defaults, flags), where)
+    groups = []
+    for section, values in result["sections"].items():
+        measured = {n: c["measured"] for n, c in values["contenders"].items() if "measured" in c}
+        bars = [_time_bar(n, measured[n]) for n in in_order(measured)]
+        groups.append((section, bars))
+    page.plot(
+        name, "time of each contender, forward and backward", bar_chart(groups, "ms, forward + backward (quartiles)")
+    )
+    for title, columns, rows in kernel_tables(result):
+        page.table(columns, rows, title)
+    _targets(page, kernel_targets(result))
+
+
+def _time_bar(name: str, entry: dict[str, Any]) -> Bar:
+    milliseconds, low, high = (entry[key] * 1e3 for key in ("seconds", "low", "high"))
+    return Bar(name, milliseconds, low, high, f"{milliseconds:.3g} ms", name.startswith(OURS))
+
+
+def _rate_bar(name: str, entry: dict[str, Any], flops: float) -> Bar:
+    rate, low, high = (flops / entry[key] / 1e12 for key in ("seconds", "high", "low"))
+    return Bar(name, rate, low, high, f"{rate:.3g}", name.startswith(OURS))
+
+
+def compiled_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    versions = ", ".join(f"{package} {result['versions'][package]}" for package in ("triton", "torch"))
+    command = f"distill bench kernels --compile-only --targets {','.join(result['targets'])}"
+    _made_by(page, name, command, f"Compiled, not run: {versions}.")
+    rows = []
+    for target, values in result["targets"].items():
+        kernels = values["kernels"]
+        rows.append(
+            [
+                target,
+                len(kernels),
+                _most(kernels, "registers"),
+                sum(bool(k["spill_bytes"]) for k in kernels),
+                f"{_most(kernels, 'shared_memory'):,} of {_most(kernels, 'shared_memory_limit'):,}",
+                sum(bool(k["tensor_cores"]) for k in kernels),
+                sum(k["problem"] is not None for k in kernels),
+            ]
+        )
+    columns = ["target", "kernels", "most registers", "that spill", "most shared memory, bytes"]
+    page.table([*columns, "with tensor-core instructions", "problems"], rows)
+    for problem in result["problems"]:
+        page.add(f"- {problem}")
+
+
+def _most(kernels: list[dict[str, Any]], key: str) -> int:
+    return max((kernel[key] for kernel in kernels if kernel[key] is not None), default=0)
+
+
+def gpu_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    if result["kind"] != KIND:
+        raise KeyError("kind")
+    about, *tables = gpu_tables(result)
+    _made_by(page, name, f"distill bench gpu --out {name}.json", "")
+    page.table(about[1], about[2])
+    _targets(page, gpu_targets(result))
+    groups = []
+    losses = of_section(result, "linear_cross_entropy")
+    for piece in losses:
+        if piece["tokens"] != _FIRST_TOKENS or piece["ignored"]:
+            continue
+        contenders = piece["measured"].get("contenders", {})
+        bars = [_time_bar(n, contenders[n]) for n in in_order(contenders) if "seconds" in contenders[n]]
+        groups.append((f"{piece['head']}, {piece['tokens']} tokens", bars))
+    if any(bars for _, bars in groups):
+        page.plot(
+            f"{name}-loss",
+            "time of linear cross-entropy by head and contender",
+            bar_chart(groups, "linear cross-entropy, ms, forward + backward (quartiles)"),
+        )
+    groups = []
+    for piece in of_section(result, "varlen_attention"):
+        for direction in ("forward", "backward"):
+            contenders = piece["measured"].get(direction, {})
+            bars = [
+                _rate_bar(n, contenders[n], piece[f"{direction}_flops"])
+                for n in in_order(contenders)
+                if "seconds" in contenders[n]
+            ]
+            groups.append((f"{piece['lengths']}, head size {piece['head_dim']}, {direction}", bars))
+    if any(bars for _, bars in groups):
+        page.plot(
+            f"{name}-attention",
+            "rate of attention by document lengths and contender",
+            bar_chart(groups, "attention, TFLOP/s of the visible pairs (quartiles)"),
+        )
+    for title, columns, rows in tables:
+        page.table(columns, rows, title)
+    for problem in result["problems"]:
+        page.add(f"- failed: {problem}")
+    if result["pending"]:
+        page.add(f"Not measured (out of time): {', '.join(result['pending'])}.")
+
+
+def training_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    settings, work = result["settings"], result["workload"]
+    defaults = TrainingBenchSettings().model_dump(mode="json")
+    flags = ("data", "steps", "pairs", "row_tokens", "threads")
+    where = (
+        f"{work['documents']:,} documents of {work['mean_tokens']:.0f} tokens on average, "
+        f"{work['parameters'] / 1e6:.1f}M parameters, {settings['row_tokens']} tokens a step, {settings['threads']} "
+        f"threads. {_machine(result['machine'])}"
+    )
+    _made_by(page, name, _command("distill bench training", settings, defaults, flags), where)
+    bars, rows = [], []
+    for contender, values in result["contenders"].items():
+        m = values["measured"]
+        rate, rounds = m["supervised_tokens_per_second"], m["rounds"]
+        is_ours = not contender.startswith("trl")
+        bars.append(Bar(contender, rate, min(rounds), max(rounds), f"{rate:,.0f}", is_ours))
+        over = result["measured"]["ratios"].get(contender)
+        rows.append(
+            [
+                f"`{contender}`",
+                f"{rate:,.0f}",
+                f"{m['seconds_per_step']:.2f}",
+                f"{m['mfu']:.1%}",
+                f"{m['peak_rss_bytes'] / _GIB:.2f}",
+                " / ".join("-" if v is None else f"{v / _GIB:.2f}" for v in _growth(m["rss_bytes"])),
+                shown(over["supervised_tokens_per_second"]) if over else "",
+            ]
+        )
+    page.plot(
+        name, "supervised tokens per second of each trainer", bar_chart([("", bars)], "supervised tokens/s (range)")
+    )
+    columns = ["contender", "supervised tokens/s", "s/step", "MFU", "peak GiB", "GiB after step 1 / 10 / last"]
+    page.table([*columns, "`packed` over it, supervised tokens/s"], rows)
+    agreement = [
+        [f"`{contender}`", f"{a['loss']:.7f}", f"{a['gradient_norm']:.6f}", f"{a['supervised_tokens']:,}"]
+        for contender, a in result["agreement"].items()
+    ]
+    page.table(["first step, fp32", "loss", "gradient norm", "supervised tokens"], agreement, "the same work")
+
+
+def _growth(rss: dict[str, Any]) -> list[Any]:
+    return [rss["start"], rss["step_10"], rss["end"]]
+
+
+def gap_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    settings = result["settings"]
+    flags = ("student", "tasks", "steps", "batch", "row_tokens", "requests", "rounds", "max_tokens", "concurrencies")
+    defaults = {"batch": 32, "row_tokens": 1024, "requests": 32, "rounds": 3, "max_tokens": 512, "threads": 2}
+    defaults["concurrencies"] = [1, 16]
+    base = "distill bench gap TRACES" + (" --ift IFT --reasoning REASONING" if settings["ift"] else "")
+    where = f"{settings['threads']} threads. {_machine(result['machine'])}"
+    _made_by(page, name, _command(base, settings, defaults, flags), where)
+    rows = [_factor("training, per example", result["training"]["factor"])]
+    for level in result["inference"]["levels"]:
+        clients = f"{level['concurrency']} client{'s' if level['concurrency'] > 1 else ''}"
+        for unit in ("answer", "correct"):
+            what = "answer" if unit == "answer" else "correct answer"
+            rows.append(_factor(f"per {what}, {clients}", level[f"per_{unit}"]))
+    columns = ["reasoning over IFT", "tokens", "per token, modelled", "per token, measured"]
+    page.table([*columns, "cost, modelled", "cost, measured"], rows)
+    answers = [
+        [
+            f"{arm}, {level['concurrency']} at a time",
+            f"{level[arm]['correct']} of {level[arm]['answers']}",
+            f"{level[arm]['output_tokens']:.1f}",
+            f"{level[arm]['measured']['seconds_per_answer'] * 1e3:.2f}",
+        ]
+        for level in result["inference"]["levels"]
+        for arm in ("ift", "reasoning")
+    ]
+    page.table(["answers", "correct", "tokens per answer", "ms per answer, server busy"], answers)
+
+
+def _factor(name: str, factor: dict[str, Any] | None) -> list[str]:
+    if factor is None:
+        return [name, *["-"] * 5]
+    modelled, measured = factor["modelled"], factor["measured"]
+    return [
+        name,
+        f"{modelled['tokens']:.2f}x",
+        f"{modelled['per_token']:.2f}x",
+        shown(measured["per_token"]),
+        f"{modelled['cost']:.2f}x",
+        shown(measured["cost"]),
+    ]

@@ -1,0 +1,73 @@
+"""What a training step holds in memory, counted from shapes before anything is allocated.
+
+P parameters and their training state, all float32 masters: weights 4P, gradients 4P, AdamW's moments 8P; with bf16
+autocast 2 bytes more for every weight of a matrix product, its cast.
+
+Activations that a layer keeps for its backward, T tokens of the widest row, hidden H, A query and K key-value heads of
+size D, feed-forward F, c bytes an element of a matrix product (4, or 2 in bf16), per token:
+
+    two norms            x and its normalised self in float32, 8H each
+    products' inputs     after a norm 4H, twice; in bf16 each of the five projections has a cast of its own, 2H
+    attention            q, the output and its copy for the projection; k, v; lse in float32:    c (3AD + 2KD) + 4A
+    feed-forward         gate, up, the gate's activation, their product:                         4cF
+
+This is what transformers' plain layers keep; fused ones keep less. On a CPU in bf16, attention keeps the scores of
+documents up to a length, cA times that length squared. With activation checkpointing a layer keeps its input, 4H, and
+one layer at a time keeps all of it.
+
+The head never holds all logits: R supervised rows of hidden states and their gradients, cRH each, its workspace, and
+the float32 gradient of its weight, 4VH.
+"""
+
+import numpy as np
+
+from distill.flops import ModelShape
+from distill.kernels.linear_loss import DEFAULT_WORKSPACE_BYTES
+from distill.kernels.padded_attention import MAX_PLAIN_LENGTH
+
+
+def estimate_bytes(
+    shape: ModelShape,
+    parameters: int,
+    *,
+    rows: list[np.ndarray],
+    supervised: int,
+    bf16: bool,
+    device: str,
+    checkpointing: bool,
+) -> dict[str, int]:
+    """Bytes by what they are for, at the worst moment of a step.
+
+    `rows`: the documents' lengths of each row; `supervised`: the most supervised tokens of a row.
+    """
+    c = 2 if bf16 else 4
+    head = shape.vocab * shape.hidden
+    tokens = max(int(lengths.sum()) for lengths in rows)
+    layer = activation_bytes(shape, c) * tokens
+    if bf16 and device == "cpu":
+        scores = max(int(np.square(lengths[lengths <= MAX_PLAIN_LENGTH]).sum()) for lengths in rows)
+        layer += c * shape.heads * scores
+    kept = 4 * shape.hidden * tokens
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "moments": 8 * parameters,
+        "casts": 2 * (shape.layers * shape.layer_weights + head) if bf16 else 0,
+        "activations": shape.layers * kept + layer if checkpointing else shape.layers * layer,
+        "head": 2 * c * supervised * shape.hidden + _workspace(shape, supervised, c, device) + 4 * head,
+    }
+
+
+def activation_bytes(shape: ModelShape, c: int) -> int:
+    """Of one token in one layer."""
+    norms = 2 * (8 * shape.hidden + 4)  # 4: the root mean square
+    inputs = (10 if c == 2 else 8) * shape.hidden
+    attention = c * shape.head_dim * (3 * shape.heads + 2 * shape.kv_heads) + 4 * shape.heads
+    return norms + inputs + attention + 4 * c * shape.intermediate
+
+
+def _workspace(shape: ModelShape, rows: int, c: int, device: str) -> int:
+    limit = DEFAULT_WORKSPACE_BYTES[device]
+    if device == "cpu":
+        limit = max(limit, 4 * shape.vocab * shape.hidden)
+    return min(limit, rows * shape.vocab * c)
