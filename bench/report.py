@@ -10,7 +10,14 @@ from typing import Any
 
 from distill.artifact import read_json, write_atomic
 from distill.bench.report_page import Page
-from distill.bench.report_sections import compiled_section, gap_section, gpu_section, kernels_section, training_section
+from distill.bench.report_sections import (
+    compiled_section,
+    gap_section,
+    gpu_section,
+    kernels_section,
+    packing_section,
+    training_section,
+)
 from distill.bench.result_file import prepare
 from distill.errors import InputError
 
@@ -36,6 +43,7 @@ def render_report(results: Path) -> tuple[str, dict[str, str]]:
         page.add("## Kernels on a GPU\n\nNothing has been measured on a GPU. `distill bench gpu --out FILE` does it.")
     for file in suites:
         _section(page, file, f"Kernels on a GPU: {file.stem}", gpu_section, "")
+    _section(page, results / "packing-cpu.json", "Packing", packing_section, "`distill bench packing` does it.")
     training = "Training beside TRL"
     _section(page, results / "training-cpu.json", training, training_section, "`distill bench training` does it.")
     _section(page, results / "gap-cpu.json", "What reasoning costs", gap_section, "`distill bench gap` does it.")

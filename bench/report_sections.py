@@ -9,6 +9,7 @@ from distill.bench.gpu_tables import gpu_tables, of_section
 from distill.bench.gpu_targets import gpu_targets
 from distill.bench.kernels import KernelBenchSettings, kernel_tables, kernel_targets
 from distill.bench.names import OURS, in_order
+from distill.bench.packing import PackingBenchSettings, packing_tables, packing_targets
 from distill.bench.plots import Bar, bar_chart
 from distill.bench.report_page import Page
 from distill.bench.spread import shown
@@ -151,6 +152,16 @@ def gpu_section(page: Page, name: str, result: dict[str, Any]) -> None:
         page.add(f"- failed: {problem}")
     if result["pending"]:
         page.add(f"Not measured (out of time): {', '.join(result['pending'])}.")
+
+
+def packing_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    settings = result["settings"]
+    defaults = PackingBenchSettings().model_dump(mode="json")
+    flags = ("documents", "row_tokens", "data", "rounds")
+    _made_by(page, name, _command("distill bench packing", settings, defaults, flags), _machine(result["machine"]))
+    for title, columns, rows in packing_tables(result):
+        page.table(columns, rows, title)
+    _targets(page, packing_targets(result))
 
 
 def training_section(page: Page, name: str, result: dict[str, Any]) -> None:
