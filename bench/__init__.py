@@ -9,7 +9,6 @@
     names.py        names that have a part to play
     report.py       `distill bench report`: docs/benchmarks.md from the results; report_*.py, its page and sections; plots.py,
                     bar charts
-    result_file.py  where a result goes
     packing.py      `distill bench packing`: planning, balance, rendering and tokenizing
     training.py     `distill bench training`: our trainer beside TRL's on the same work
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering

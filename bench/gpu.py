@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from distill import console
-from distill.artifact import changes, read_json, write_json
+from distill.artifact import changes, read_json, require_file_place, write_json
 from distill.bench.gpu_child import SILENCE_SECONDS, Child
 from distill.bench.gpu_pieces import GpuSuiteSettings, Piece, all_pieces
-from distill.bench.result_file import prepare
 from distill.errors import InputError
 
 KIND = "gpu suite"
@@ -46,7 +45,7 @@ def bench_gpu(settings: GpuSuiteSettings, out: Path, *, commit: str | None = Non
             "bench gpu: this machine has no CUDA device; `distill bench kernels` measures the CPU, "
             "`distill bench kernels --compile-only` compiles for GPUs"
         )
-    prepare(out)
+    require_file_place(out)
     return _Suite(settings, out, commit).run()
 
 

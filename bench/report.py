@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill.artifact import read_json, write_atomic
+from distill.artifact import read_json, require_file_place, write_atomic
 from distill.bench.report_page import Page
 from distill.bench.report_sections import (
     compiled_section,
@@ -18,7 +18,6 @@ from distill.bench.report_sections import (
     packing_section,
     training_section,
 )
-from distill.bench.result_file import prepare
 from distill.errors import InputError
 
 _HEAD = """\
@@ -53,7 +52,7 @@ def render_report(results: Path) -> tuple[str, dict[str, str]]:
 def write_report(results: Path, out: Path) -> list[Path]:
     """Write the page and its plots; the files written. Raises InputError."""
     text, images = render_report(results)
-    prepare(out)
+    require_file_place(out)
     folder = out.parent / "images"
     if images:
         folder.mkdir(exist_ok=True)

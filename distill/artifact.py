@@ -53,7 +53,7 @@ def folder_identity(folder: Path) -> dict[str, str]:
 
 
 def require_file_place(path: Path) -> None:
-    """Raises InputError when no file can be written at `path`: said before the work whose result it is to hold."""
+    """Make the folder of `path`. Raises InputError when no file can be written there, before the work it is to hold."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
     parent = path.resolve().parent
@@ -61,6 +61,10 @@ def require_file_place(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{path}: cannot be written (in {parent})")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _sync(path: Path) -> None:

@@ -518,11 +518,10 @@ def _show_result(result: Any, show: Any, json: bool) -> None:
 
 
 def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> Any:
-    from distill.artifact import write_json
-    from distill.bench.result_file import prepare
+    from distill.artifact import require_file_place, write_json
 
     if out is not None:
-        prepare(out)
+        require_file_place(out)
     try:
         result = measure()
     except KeyboardInterrupt:

@@ -235,7 +235,6 @@ class _Accumulator:
         bias_like = head.weight[:, 0]
         self.d_bias = torch.zeros_like(bias_like, dtype=self.wide) if needs.bias else None
         self.uniform_x: Tensor | None = None  # sum over rows of u x, in float32: what every row of dW gets
-        self.uniform_sum: Tensor | None = None
         self.weight_sum: Tensor | None = None
 
     def add_scaled(
