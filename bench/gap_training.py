@@ -17,8 +17,8 @@ from distill.packing.arms import Arm
 from distill.packing.plan import Batch, Step, plan
 from distill.packing.source import TraceSet
 from distill.training.peak import peak_flops
+from distill.training.prepare import prepare, resolve_precision
 from distill.training.settings import TrainSettings
-from distill.training.train import prepare, resolve_precision
 
 ARMS = ("ift", "reasoning")
 WARMUP_STEPS = 3

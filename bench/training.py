@@ -99,8 +99,8 @@ class _Bench:
         from distill.bench.workload import build_workload, write_examples
         from distill.flops import ModelShape
         from distill.packing.source import read_traces
+        from distill.training.prepare import prepare
         from distill.training.settings import TrainSettings
-        from distill.training.train import prepare
 
         self.settings, self.folder = settings, folder
         self.workload = build_workload(

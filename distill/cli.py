@@ -171,41 +171,18 @@ def train(
 
     Example: distill train --packed --traces out/traces --arm reasoning --student tiny --out out/student
     """
+    given = {name: value for name, value in locals().items() if value is not None}
     if out is None and not (show_batch or dry_run):
         raise typer.BadParameter("a folder to write is needed.", param_hint="'--out'")
-    flags = {
-        "student": student,
-        "arm": arm,
-        "packed": packed,
-        "answers": answers,
-        "seed": seed,
-        "row_tokens": row_tokens,
-        "batch": batch,
-        "batch_unit": batch_unit,
-        "epochs": epochs,
-        "tokens": tokens,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "warmup_steps": warmup_steps,
-        "decay_steps": decay_steps,
-        "weight_decay": weight_decay,
-        "validation": validation,
-        "validation_epochs": validation_epochs,
-        "validation_steps": validation_steps,
-        "keep": keep,
-        "precision": precision,
-        "vocab_size": vocab_size,
-        "think_tags": tuple(think_tags.split(",")) if think_tags else None,
-    }
     from distill.settings import read_yaml, validate
     from distill.training.settings import RunOptions, TrainSettings
 
-    values = (read_yaml(config) if config else {"packed": False}) | {k: v for k, v in flags.items() if v is not None}
+    flags = {name: given[name] for name in TrainSettings.model_fields if name in given}
+    if think_tags:
+        flags["think_tags"] = tuple(think_tags.split(","))
     source = f"{config} and command line" if config else "command line"
-    settings = validate(TrainSettings, values, source=source)
-    run = {"out": out or Path(), "threads": threads, "checkpoint_seconds": checkpoint_seconds}
-    run |= {"checkpoint_steps": checkpoint_steps, "tensorboard": tensorboard}
-    run |= {"activation_checkpointing": activation_checkpointing}
+    settings = validate(TrainSettings, (read_yaml(config) if config else {"packed": False}) | flags, source=source)
+    run = {"out": Path()} | {name: given[name] for name in RunOptions.model_fields if name in given}
     options = validate(RunOptions, run, source="command line")
     if show_batch:
         from distill.training.show_batch import print_batch

@@ -51,8 +51,8 @@ from distill.study.results import MemberOutcome, build_results
 from distill.study.settings import StudySettings
 from distill.traces.generate import generate, generate_recipe
 from distill.traces.settings import GenerateSettings
+from distill.training.run import Stopped
 from distill.training.train import KIND as STUDENT
-from distill.training.train import Stopped
 from distill.training.train import recipe as train_recipe
 
 

@@ -16,8 +16,9 @@ from distill.flops import ModelShape
 from distill.packing.source import read_traces
 from distill.training.memory import estimate_bytes
 from distill.training.peak import peak_flops
+from distill.training.prepare import Ready, describe, make_ready, resolve_precision
+from distill.training.run import peak_rss_bytes
 from distill.training.settings import RunOptions, TrainSettings
-from distill.training.train import Ready, describe, make_ready, peak_rss_bytes, resolve_precision
 
 # On a CPU what small students reach on two cores; on a GPU an assumption, until one has been measured.
 ASSUMED_MFU = {"cpu": 0.2, "cuda": 0.4}

@@ -17,8 +17,8 @@ from distill.packing.chat import ChatFormat
 from distill.packing.pack import IGNORE, Pack, build_pack
 from distill.packing.render import MODES
 from distill.packing.source import read_traces
+from distill.training.prepare import make_ready
 from distill.training.settings import TrainSettings
-from distill.training.train import make_ready
 
 _STYLES = {"prompt": "dim", "reasoning": "cyan", "answer": "green", "end of turn": "bold magenta"}
 

@@ -11,11 +11,12 @@ from distill.errors import InputError
 from distill.flops import ModelShape
 from distill.kernels import register_attention
 from distill.packing.pack import Document, build_pack
+from distill.training.activations import checkpoint_activations
 from distill.training.memory import estimate_bytes
 from distill.training.padded import build_padded
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.student import Student
-from distill.training.train import checkpoint_activations, train
+from distill.training.train import train
 
 
 def config(kind, layers, rng):

@@ -14,8 +14,9 @@ from distill.packing.source import read_traces
 from distill.packing.tokenizer import train_tokenizer
 from distill.training import dry_run as dry
 from distill.training import show_batch as show
+from distill.training.prepare import make_ready
 from distill.training.settings import RunOptions, TrainSettings
-from distill.training.train import make_ready, train
+from distill.training.train import train
 
 SETTINGS = TrainSettings(student="tiny", arm="mixed:0.5", row_tokens=200, batch=40, seed=5)
 

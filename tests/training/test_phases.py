@@ -9,8 +9,9 @@ from distill.errors import InputError
 from distill.packing.arms import Arm, phases
 from distill.packing.source import read_traces
 from distill.settings import load, validate
+from distill.training.prepare import make_ready
 from distill.training.settings import RunOptions, TrainSettings
-from distill.training.train import make_ready, train
+from distill.training.train import train
 
 YAML = """
 student: tiny

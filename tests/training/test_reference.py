@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from distill import artifact
 from distill.packing.source import read_traces
+from distill.training.prepare import prepare
 from distill.training.settings import RunOptions, TrainSettings
-from distill.training.train import prepare, train
+from distill.training.train import train
 
 STEPS = 6
 SHARED = dict(

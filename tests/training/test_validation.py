@@ -19,9 +19,10 @@ from distill.packing.source import read_traces
 from distill.process import child_environment
 from distill.tasks.task import split_of
 from distill.training import best
-from distill.training import train as trainer
+from distill.training import run as runner
+from distill.training.prepare import make_ready
 from distill.training.settings import RunOptions, TrainSettings
-from distill.training.train import make_ready, train
+from distill.training.train import train
 from distill.training.validation import is_held_out, when
 
 SETTINGS = dict(
@@ -150,7 +151,7 @@ def uninterrupted(traces, tmp_path_factory, eleven_steps):
 
 def raise_after(patch, lowest, weights=None):
     """Real losses, raised by a nat a step away from step `lowest`: the last is not the best."""
-    real = trainer._Run.validate
+    real = runner.Run.validate
 
     def validate(run, step):
         found = real(run, step)
@@ -158,7 +159,7 @@ def raise_after(patch, lowest, weights=None):
             weights[step] = {n: p.detach().clone() for n, p in run.student.model.named_parameters()}
         return found | {"loss": found["loss"] + abs(step - lowest)}
 
-    patch.setattr(trainer._Run, "validate", validate)
+    patch.setattr(runner.Run, "validate", validate)
 
 
 def assert_same(out, uninterrupted):
@@ -222,11 +223,11 @@ def test_killed_while_the_best_is_kept(traces, tmp_path, uninterrupted, eleven_s
 
 def test_damaged_best_weights_are_made_again_or_refused(traces, tmp_path, uninterrupted, eleven_steps, capsys):
     def run(out, stop):
-        real = trainer._Run.step
+        real = runner.Run.step
         with pytest.MonkeyPatch.context() as patch:
             raise_after(patch, 6)
             if stop:
-                patch.setattr(trainer._Run, "step", lambda run, step: die() if step.index == stop else real(run, step))
+                patch.setattr(runner.Run, "step", lambda run, step: die() if step.index == stop else real(run, step))
             train(eleven_steps, traces, options(out))
 
     def damage(out, name):
@@ -316,9 +317,9 @@ def test_a_share_that_leaves_one_side_empty_is_refused(traces, share, said):
 def test_tensorboard_has_every_step_and_validation_once_after_a_kill(traces, tmp_path, eleven_steps):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    out, real = tmp_path / "student", trainer._Run.step
+    out, real = tmp_path / "student", runner.Run.step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Run, "step", lambda run, step: die() if step.index == 8 else real(run, step))
+        patch.setattr(runner.Run, "step", lambda run, step: die() if step.index == 8 else real(run, step))
         with pytest.raises(Killed):
             train(eleven_steps, traces, options(out, tensorboard=True))
     train(eleven_steps, traces, options(out, tensorboard=True))  # goes on from step 6

@@ -1,0 +1,83 @@
+"""What a training writes down as it goes: training_log.jsonl, validation_log.jsonl, TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill import artifact, console
+from distill.errors import InputError
+from distill.training import checkpoint
+
+
+class TrainingLog:
+    """training_log.jsonl, one line a step with no clock in it, and the same in TensorBoard; validation_log.jsonl has a
+    line a validation, and is not there without any."""
+
+    def __init__(self, folder: Path, done: checkpoint.Progress, *, tensorboard: bool):
+        self.path, self.validation_path = folder / "training_log.jsonl", folder / "validation_log.jsonl"
+        first_step = done.step
+        self.pending: list[tuple[int, torch.Tensor, torch.Tensor, float, dict[str, Any]]] = []
+        self.last = float("nan")
+        kept = self.path.read_text().splitlines(keepends=True)[:first_step] if self.path.exists() else []
+        artifact.write_atomic(self.path, "".join(kept))  # steps after the checkpoint are run, and logged, again
+        self.file = open(self.path, "a")  # noqa: SIM115 - closed by __exit__
+        self.validation_path.unlink(missing_ok=True)
+        for validation in done.validations:
+            self._append_validation(validation)
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
+    def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, rate: float, counts: dict[str, Any]) -> None:
+        self.pending.append((step, loss, norm, rate, counts))
+
+    def add_validation(self, validation: dict[str, Any]) -> None:
+        self._append_validation(validation)
+        step, losses = validation["step"], {k: v for k, v in validation.items() if k != "step"}
+        console.note(f"step {step}: validation {', '.join(f'{k} {v:.4f}' for k, v in losses.items())}")
+        if self.writer:
+            for name, value in losses.items():
+                self.writer.add_scalar(f"validation/{name}", value, step)
+
+    def _append_validation(self, validation: dict[str, Any]) -> None:
+        with open(self.validation_path, "a") as file:
+            file.write(json.dumps(validation, sort_keys=True) + "\n")  # the order a checkpoint keeps
+
+    def flush(self, name_documents: Any) -> float:
+        """Write what is pending and return the last loss. Raises InputError when a loss is not finite."""
+        for step, loss, norm, rate, counts in self.pending:
+            value, norm_value = float(loss), float(norm)
+            if not np.isfinite(value) or not np.isfinite(norm_value):
+                raise InputError(
+                    f"step {step + 1}: loss {value} with gradient norm {norm_value}; stopped, the last checkpoint is kept. "
+                    f"Documents in the step: {name_documents(step)}"
+                )
+            line = {
+                "step": step + 1,
+                "loss": value,
+                "gradient_norm": norm_value,
+                "learning_rate": rate,
+                "tokens": counts["tokens"],
+                "supervised_tokens": counts["supervised_tokens"],
+            }
+            self.file.write(json.dumps(line) + "\n")
+            if self.writer:
+                for name in ("loss", "gradient_norm", "learning_rate"):
+                    self.writer.add_scalar(f"train/{name}", line[name], step + 1)
+            self.last = value
+        self.pending.clear()
+        self.file.flush()
+        return self.last
