@@ -11,6 +11,7 @@
                     bar charts
     packing.py      `distill bench packing`: planning, balance, rendering and tokenizing
     training.py     `distill bench training`: our trainer beside TRL's on the same work
+    training_memory.py  `distill bench training --memory`: what a step takes as its row grows
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
     workload.py     what the training benchmark trains on: documents and one initial student
     contender.py    the child process that trains with one trainer, a few steps at a time
@@ -34,6 +35,8 @@ _HOMES = {
     "bench_packing": "packing",
     "TrainingBenchSettings": "training",
     "bench_training": "training",
+    "TrainingMemorySettings": "training_memory",
+    "bench_training_memory": "training_memory",
     "GapSettings": "gap",
     "bench_gap": "gap",
 }

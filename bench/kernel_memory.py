@@ -36,14 +36,14 @@ def measure_extra_bytes(section: str, contender: str, settings: Any) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Let the peak be what is resident now, where the system can: then what making the inputs took does not hide
     what comes after."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """Peak resident set in bytes since the last reset."""
     if sys.platform != "linux":
         return peak_rss_bytes()
@@ -63,10 +63,10 @@ def main() -> None:
     small = {key: min(value, getattr(settings, key)) for key, value in _WARM.items()}
     contenders(section, settings.model_copy(update=small)).calls[name]()
     call = contenders(section, settings).calls[name]
-    _reset_peak()
-    before = _high_water()
+    reset_peak()
+    before = high_water()
     call()
-    print(_high_water() - before)
+    print(high_water() - before)
 
 
 if __name__ == "__main__":

@@ -145,16 +145,16 @@ class _Tokenizing:
         self.chat = ChatFormat(tokenizer, ThinkFormat.load(made.student), source="the benchmark's student")
         self.alone = tokenizer.backend_tokenizer
         names = [pair.problem.id for pair in self.pairs]
-        self.texts = self.chat.prompt_texts([pair.problem.prompt for pair in self.pairs])
+        columns = [self.chat.prompt_texts([pair.problem.prompt for pair in self.pairs])]
         for mode in MODES:
-            self.texts += self.chat.target_texts([content(pair, mode, "teacher") for pair in self.pairs], names)
+            columns.append(self.chat.target_texts([content(pair, mode, "teacher") for pair in self.pairs], names))
+        # Pair by pair, as rendering hands them over: the tokenizer is a tenth faster when a pair's words are together.
+        self.texts = [text for row in zip(*columns, strict=True) for text in row]
 
     def _render(self) -> Any:
         from distill.packing.render import render
 
-        return render(
-            self.pairs, self.chat, answers="teacher", max_length=1 << 40, vocab_size=self.vocabulary
-        ).documents
+        return render(self.pairs, self.chat, answers="teacher", max_length=1 << 40, vocab_size=self.vocabulary)
 
     def _tokenize(self) -> Any:
         return self.alone.encode_batch_fast(self.texts, add_special_tokens=False)

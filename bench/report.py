@@ -16,6 +16,7 @@ from distill.bench.report_sections import (
     gpu_section,
     kernels_section,
     packing_section,
+    training_memory_section,
     training_section,
 )
 from distill.errors import InputError
@@ -45,6 +46,8 @@ def render_report(results: Path) -> tuple[str, dict[str, str]]:
     _section(page, results / "packing-cpu.json", "Packing", packing_section, "`distill bench packing` does it.")
     training = "Training beside TRL"
     _section(page, results / "training-cpu.json", training, training_section, "`distill bench training` does it.")
+    absent = "`distill bench training --memory` does it."
+    _section(page, results / "training-memory-cpu.json", "Memory of training", training_memory_section, absent)
     _section(page, results / "gap-cpu.json", "What reasoning costs", gap_section, "`distill bench gap` does it.")
     return page.text, page.images
 

@@ -14,6 +14,7 @@ from distill.bench.plots import Bar, bar_chart
 from distill.bench.report_page import Page
 from distill.bench.spread import shown
 from distill.bench.training import TrainingBenchSettings
+from distill.bench.training_memory import TrainingMemorySettings, growth_text, memory_rows
 
 _GIB = 1 << 30
 _FIRST_TOKENS = GpuSuiteSettings().tokens[0]  # what is plotted
@@ -202,6 +203,19 @@ def training_section(page: Page, name: str, result: dict[str, Any]) -> None:
         for contender, a in result["agreement"].items()
     ]
     page.table(["first step, fp32", "loss", "gradient norm", "supervised tokens"], agreement, "the same work")
+
+
+def training_memory_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    settings = result["settings"]
+    defaults = TrainingMemorySettings().model_dump(mode="json")
+    where = f"Student `{settings['student']}`, float32, {settings['threads']} threads. {_machine(result['machine'])}"
+    _made_by(page, name, _command("distill bench training --memory", settings, defaults, ("threads",)), where)
+    page.add(
+        "One packed row, forward and backward: the peak over what was resident before, without weights and gradients, with "
+        "freed tensors given back at once. " + growth_text(result)
+    )
+    columns, rows = memory_rows(result)
+    page.table(columns, rows)
 
 
 def _growth(rss: dict[str, Any]) -> list[Any]:

@@ -178,11 +178,14 @@ class Workspace:
 
 
 @contextmanager
-def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspace]:
+def workspace(
+    path: Path, kind: str, recipe: dict[str, Any], *, expendable: tuple[str, ...] = ()
+) -> Iterator[Workspace]:
     """Open `path` to make the artifact that `recipe` describes, or to find it already made.
 
     Raises InputError when the folder holds something else, listing the settings that differ. If the body raises
-    before anything but the recipe was written, the folder is left as it was found.
+    before anything but the recipe was written, the folder is left as it was found; entries named in `expendable` are
+    soon made again and do not count.
     """
     recipe = json.loads(canonical_json(recipe))
     key = content_key(kind, recipe)
@@ -201,7 +204,9 @@ def workspace(path: Path, kind: str, recipe: dict[str, Any]) -> Iterator[Workspa
         try:
             yield Workspace(path, kind, recipe, finished)
         except BaseException:
-            if {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE}:
+            if {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE, *expendable}:
+                for entry in (path / name for name in expendable):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
                 (path / RECIPE).unlink(missing_ok=True)
                 (path / LOCK).unlink()  # last: from here on the folder is whoever's makes the next lock
                 with suppress(OSError):

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,12 @@ def traces_generate(
     revision: Annotated[str, typer.Option(help="Of the model's weights, where it is known.")] = "",
     usd_per_million_input: Annotated[float | None, typer.Option(help="Price of the prompts' tokens.")] = None,
     usd_per_million_output: Annotated[float | None, typer.Option(help="Price of the generated tokens.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep so many log-probabilities at every token, to distil from (vLLM).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The teacher's, for --top-k: a folder or Hub id; --model if not given.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 32,
     api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
     json: Json = False,
@@ -73,13 +80,14 @@ def traces_generate(
     from distill.traces.generate import generate
     from distill.traces.settings import GenerateSettings
 
-    if teacher == "solver":
+    if teacher == "solver" and top_k is None:
         who: Any = "solver"
     else:
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         where = {"url": teacher, "model": model or "", "revision": revision, "api_key_env": api_key_env}
         prices = {"usd_per_million_input": usd_per_million_input, "usd_per_million_output": usd_per_million_output}
-        who = {**where, **prices, **sampling, "thinking": thinking, "concurrency": concurrency}
+        capture = {"top_k": top_k, "tokenizer": tokenizer}
+        who = {**where, **prices, **sampling, **capture, "thinking": thinking, "concurrency": concurrency}
     values = {"tasks": _counts(tasks), "split": split, "seed": seed, "teacher": who}
     _show(generate(validate(GenerateSettings, values, source="command line"), out), json)
 
@@ -138,7 +146,23 @@ def train(
     batch_unit: Annotated[str | None, typer.Option(help="examples or tokens.")] = None,
     epochs: int | None = None,
     tokens: Annotated[int | None, typer.Option(help="Train until this many input tokens.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; 1e-5, or a from-scratch size's own.")] = None,
+    match: Annotated[
+        str | None, typer.Option(help="Train as long as arm reasoning by samples, steps, tokens or flops.")
+    ] = None,
+    balance_ranks: Annotated[
+        int | None, typer.Option(help="Devices a batch of tokens is balanced for; those there are.")
+    ] = None,
+    loss_weight: Annotated[str | None, typer.Option(help="What weighs the same: token, example or answer.")] = None,
+    z_loss: Annotated[float | None, typer.Option(help="This times lse^2 is added to a token's loss.")] = None,
+    distillation_weight: Annotated[
+        float | None, typer.Option(help="0 to 1: learn so much from the teacher's distributions, else from its text.")
+    ] = None,
+    divergence: Annotated[
+        str | None, typer.Option(help="From those distributions: forward_kl, reverse_kl or jsd.")
+    ] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(help="Peak; 1e-5, with LoRA 1e-4, or a size's own. 1e-4,3e-4: the best on validation.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, wsd, linear or constant.")] = None,
     warmup_steps: int | None = None,
     decay_steps: Annotated[int | None, typer.Option(help="Length of the decay of schedule wsd.")] = None,
@@ -149,15 +173,31 @@ def train(
     ] = None,
     validation_steps: Annotated[int | None, typer.Option(help="Validate every so many steps instead.")] = None,
     keep: Annotated[str | None, typer.Option(help="last, or best: the weights of lowest validation loss.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Train adapters of this rank instead of the weights.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Adapters count alpha / rank; 32 if not given.")] = None,
+    lora_targets: Annotated[str | None, typer.Option(help="all-linear, or layers: q_proj,v_proj.")] = None,
+    merge: Annotated[
+        bool | None, typer.Option("--merge", help="Save the whole model with its adapters added in.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    compile: Annotated[str | None, typer.Option(help="Layers by torch.compile: auto (on GPUs), on or off.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Of a from-scratch student's tokenizer.")] = None,
     think_tags: Annotated[str | None, typer.Option(help="What marks reasoning: '<think>,</think>'.")] = None,
+    mode_signal: Annotated[
+        str | None, typer.Option(help="none, or prompt: the question ends with the mode that is wanted.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="Folder where tokenized documents are kept, shared by trainings.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps instead.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard logs.")] = True,
+    cpu_offload: Annotated[
+        bool, typer.Option("--cpu-offload", help="Keep a GPU's weights and moments in the CPU's memory.")
+    ] = False,
     activation_checkpointing: Annotated[
-        str, typer.Option(help="off, or full: less memory for a third more work, same weights.")
+        str, typer.Option(help="off, selective or full: less memory for more work, same weights.")
     ] = "off",
     show_batch: Annotated[
         bool, typer.Option("--show-batch", help="Print the first row, supervised tokens marked; train nothing.")
@@ -165,6 +205,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print tokens, FLOPs, memory and time; train nothing.")
     ] = False,
+    ranks: Annotated[int, typer.Option(help="Devices that --dry-run counts for; a training has torchrun's.")] = 1,
     json: Json = False,
 ) -> None:
     """Train one student; the same command again goes on from the last checkpoint.
@@ -193,7 +234,8 @@ def train(
     if dry_run:
         from distill.training.dry_run import dry_run as estimate
 
-        _show_dict(f"{settings.arm} for {settings.student}, not trained", estimate(settings, traces, options), json)
+        found = estimate(settings, traces, options, ranks)
+        _show_dict(f"{settings.arm} for {settings.student}, not trained", found, json)
         return
     from distill.training.train import train as train_student
 
@@ -205,6 +247,9 @@ def evaluate(
     student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
     tasks: Annotated[str, typer.Option(help="Tasks, with how many questions if not 300: add,max=100,gsm8k:PATH=50.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.evaluation if not given.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     engine: Annotated[str, typer.Option(help="vllm, or transformers (slow).")] = "vllm",
     max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
@@ -223,7 +268,7 @@ def evaluate(
     from distill.settings import validate
 
     questions = [{"task": t, "count": n, "split": split, "seed": seed} for t, n in _counts(tasks, 300).items()]
-    values = {"questions": questions, "engine": engine, "max_tokens": max_tokens}
+    values = {"questions": questions, "mode": mode, "engine": engine, "max_tokens": max_tokens}
     values |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     settings = validate(EvaluateSettings, values, source="command line")
     from distill.evaluation.evaluate import evaluate as evaluate_student
@@ -236,6 +281,9 @@ def serve_profile(
     student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
     tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.profile if not given.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
+    ] = None,
     concurrency: Annotated[str, typer.Option(help="Clients at a time, one level each.")] = "1,8,32",
     requests: Annotated[int, typer.Option(help="Measured at each level, for each task.")] = 64,
     warmup_requests: Annotated[int, typer.Option(help="Sent before and left out.")] = 4,
@@ -253,7 +301,7 @@ def serve_profile(
     from distill.settings import validate
 
     values = {"tasks": list(_counts(tasks)), "concurrencies": concurrency.split(","), "requests": requests}
-    values |= {"warmup_requests": warmup_requests, "max_tokens": max_tokens, "seed": seed}
+    values |= {"mode": mode, "warmup_requests": warmup_requests, "max_tokens": max_tokens, "seed": seed}
     settings = validate(StudentProfileSettings, values, source="command line")
     _show(profile_student(settings, student, out or _beside(student, "profile"), threads=threads, port=port), json)
 
@@ -300,6 +348,9 @@ def bench_training(
     pairs: Annotated[int, typer.Option(help="Rounds in which every contender takes its turn.")] = 3,
     row_tokens: Annotated[int, typer.Option(help="Tokens of a packed row, and of an optimizer step.")] = 4096,
     threads: Annotated[int, typer.Option(help="CPU threads of each contender.")] = 2,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure instead what a step takes at 4k, 16k and 64k tokens.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
     json: Json = False,
 ) -> None:
@@ -307,6 +358,16 @@ def bench_training(
 
     Example: distill bench training --data gsm8k:train.jsonl --pairs 4 --out out/training.json
     """
+    if memory:
+        from distill.bench.training_memory import (
+            TrainingMemorySettings,
+            bench_training_memory,
+            show_training_memory,
+        )
+
+        sizes = TrainingMemorySettings(threads=threads)
+        _show_bench(lambda: bench_training_memory(sizes), show_training_memory, out, json)
+        return
     from distill.bench.training import TrainingBenchSettings, show_training
     from distill.bench.training import bench_training as run
     from distill.settings import validate
@@ -553,5 +614,8 @@ def main() -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    console.note(f"error: {message}" if code == 2 else message)
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)  # of what torchrun started, the first one speaks, and its end ends the others
+    else:
+        console.note(f"error: {message}" if code == 2 else message)
     sys.exit(code)

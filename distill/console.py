@@ -21,7 +21,8 @@ def progress(*extra_columns: str) -> Progress:
     Extra columns are rich format strings over the task's fields, such as "loss {task.fields[loss]:.3f}". Nothing is
     shown where nobody looks: without a terminal, and in threads, whose work the main thread's bar stands for.
     """
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=10 if extra_columns else 40), MofNCompleteColumn()]
+    width = 40 if not extra_columns else 10 if err.width > 90 else 4
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=width), MofNCompleteColumn()]
     if not extra_columns:  # 80 characters hold no more
         columns.append(TimeElapsedColumn())
     return Progress(

@@ -29,9 +29,10 @@ class ModelShape:
     head_dim: int
     intermediate: int
     vocab: int
+    adapter_weights: int = 0  # of LoRA, in all layers together; with any, the other weights are frozen
 
     @classmethod
-    def from_config(cls, config: Any) -> "ModelShape":
+    def from_config(cls, config: Any, *, adapter_weights: int = 0) -> "ModelShape":
         """From a Hugging Face config of the Qwen2, Qwen3, Llama or Gemma kind."""
         heads = config.num_attention_heads
         return cls(
@@ -42,6 +43,7 @@ class ModelShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             intermediate=config.intermediate_size,
             vocab=config.vocab_size,
+            adapter_weights=adapter_weights,
         )
 
     @property
@@ -53,13 +55,22 @@ class ModelShape:
     def forward_flops(self, lengths: Iterable[int] | np.ndarray, head_rows: int) -> float:
         """FLOPs of one forward over documents of `lengths` tokens, with the head on `head_rows` of the rows."""
         s = np.asarray(list(lengths) if not isinstance(lengths, np.ndarray) else lengths, dtype=np.float64)
-        linear = 2.0 * self.layers * self.layer_weights * s.sum()
+        linear = 2.0 * (self.layers * self.layer_weights + self.adapter_weights) * s.sum()
         attention = 4.0 * self.layers * self.heads * self.head_dim * (s * (s + 1) / 2).sum()
         return float(linear + attention + 2.0 * self.hidden * self.vocab * head_rows)
 
     def training_flops(self, lengths: Iterable[int] | np.ndarray, head_rows: int) -> float:
-        """FLOPs of forward and backward (twice the forward), without recomputation."""
-        return 3.0 * self.forward_flops(lengths, head_rows)
+        """FLOPs of forward and backward (twice the forward), without recomputation.
+
+        With adapters the backward computes no gradients of frozen weights: of their products only those of the inputs,
+        in the first layer too, where those of its queries, keys and values are in fact left out.
+        """
+        whole = 3.0 * self.forward_flops(lengths, head_rows)
+        if not self.adapter_weights:
+            return whole
+        s = np.asarray(list(lengths) if not isinstance(lengths, np.ndarray) else lengths, dtype=np.float64)
+        frozen = self.layers * self.layer_weights * s.sum() + self.hidden * self.vocab * head_rows
+        return float(whole - 2.0 * frozen)
 
     def generation_flops(self, prompt_tokens: int, output_tokens: int) -> float:
         """FLOPs to read a prompt and generate `output_tokens` with a key-value cache.

@@ -39,7 +39,7 @@ def linear_topk_divergence(
     softcap: float | None = None,
     token_weights: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     workspace_bytes: int | None = None,
 ) -> Tensor:
     """Divergence of the student's softmax(hidden[N,H] @ weight[V,H].T / temperature) from a teacher's top k; float32.
@@ -54,7 +54,7 @@ def linear_topk_divergence(
     temperature: divides the student's logits, in the cross-entropy too; the teacher's log-probabilities must have been
     captured at the same one. No factor temperature^2 is applied.
     labels[N], ce_weight: the loss of a row is (1 - ce_weight) * divergence + ce_weight * cross-entropy. Rows whose label is
-    ignore_index do not count; without labels all rows do.
+    ignore_index do not count; without labels all rows do, and with ignore_index=None, which asks a GPU nothing.
     The other arguments, the cost and the reductions are those of linear_cross_entropy.
     """
     check_head(hidden, weight, bias, softcap, workspace_bytes)
@@ -75,11 +75,12 @@ def linear_topk_divergence(
 
     dtype = compute_dtype(hidden)
     wide = torch.promote_types(dtype, torch.float32)
-    kept = None if labels is None else labels != ignore_index
+    kept = None if labels is None or ignore_index is None else labels != ignore_index
     # One tensor of ids: the teacher's, -1 where it lists none, and the label, which only cross-entropy asks for.
     ids = teacher_ids.long().masked_fill(teacher_logprobs.isneginf(), -1)
     if ce_weight:
-        ids = torch.cat([ids, labels.long().masked_fill(~kept, -1)[:, None]], 1)
+        last = labels.long() if kept is None else labels.long().masked_fill(~kept, -1)
+        ids = torch.cat([ids, last[:, None]], 1)
     else:
         ids = torch.cat([ids, ids.new_full((ids.shape[0], 1), -1)], 1)
     logprobs = teacher_logprobs.detach().to(wide)
@@ -172,7 +173,7 @@ register_fused_autograd(linear_topk_divergence_sum)
 
 
 def _check_teacher(
-    hidden: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor | None, vocabulary: int, ignore_index: int
+    hidden: Tensor, ids: Tensor, logprobs: Tensor, labels: Tensor | None, vocabulary: int, ignore_index: int | None
 ) -> None:
     rows = hidden.shape[0]
     if ids.ndim != 2 or ids.shape[0] != rows or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
@@ -191,10 +192,12 @@ def _check_teacher(
         if tensor.device != hidden.device:
             raise ValueError(f"{name}: got a tensor on {tensor.device}, takes one on {hidden.device} (hidden's)")
     counted = ~logprobs.isneginf()
-    kept = None if labels is None else labels != ignore_index
+    kept = None if labels is None or ignore_index is None else labels != ignore_index
     check_ids("teacher_ids", ids, counted if kept is None else counted & kept[:, None], vocabulary, "")
     if labels is not None:
-        check_ids("labels", labels, kept, vocabulary, f" or ignore_index {ignore_index}")
+        check_ids(
+            "labels", labels, kept, vocabulary, "" if ignore_index is None else f" or ignore_index {ignore_index}"
+        )
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and logprobs.numel():
         mass = logprobs.detach().double().exp().sum(1)
         mass = mass if kept is None else mass.where(kept, 0.0)

@@ -1,6 +1,7 @@
 """A student behind vLLM, under load; imported as distill.serve.
 
     server.py     starts vLLM's OpenAI-compatible server and always takes it down again
+    adapter.py    a student that is LoRA adapters only: its base, and how vLLM is told
     keeper.py     the small process between us and vLLM that does the taking down, whatever happens to us
     endpoint.py   where a server is and how to talk to it: ours, or one that was there already
     client.py     sends prompts as token ids, or chats with a teacher; every request ends in one result
@@ -17,6 +18,7 @@ from typing import Any
 _HOMES = {
     "Server": "server",
     "ServerSettings": "server",
+    "read_adapter": "adapter",
     "Endpoint": "endpoint",
     "check_endpoint": "endpoint",
     "Completion": "client",

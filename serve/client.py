@@ -66,6 +66,8 @@ class ChatCompletion:
     reasoning: str | None = None  # the field `reasoning`, or `reasoning_content` as it was once called
     finish_reason: FinishReason = "error"
     token_ids: list[int] | None = None  # where the server gives them (vLLM, with return_token_ids in `extra`)
+    # Its entries as they are, one a token, where `extra` asks for them. They are large: who has read them may clear them.
+    logprobs: list[Any] | None = field(default=None, repr=False)
     usage: dict[str, Any] = field(default_factory=dict)
     e2e_s: float | None = None
     error: str | None = None
@@ -286,6 +288,7 @@ async def _whole_chat(client: httpx.AsyncClient, body: dict[str, Any], index: in
         reasoning=_text(reasoning) if reasoning is not None else None,
         finish_reason=_finish_reason(choice),
         token_ids=_token_ids(choice) if choice.get("token_ids") is not None else None,
+        logprobs=_logprobs(choice),
         usage=usage if isinstance(usage, dict) else {},
         e2e_s=e2e_s,
     )
@@ -377,6 +380,12 @@ def _token_ids(choice: dict[str, Any]) -> list[int]:
     if not (isinstance(token_ids, list) and all(type(token) is int for token in token_ids)):
         raise _malformed("a list of token ids", token_ids)
     return token_ids
+
+
+def _logprobs(choice: dict[str, Any]) -> list[Any] | None:
+    found = choice.get("logprobs")
+    entries = found.get("content") if isinstance(found, dict) else None
+    return entries if isinstance(entries, list) else None
 
 
 def _text(value: Any) -> str:

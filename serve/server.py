@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from distill.errors import InputError
 from distill.process import child_environment
+from distill.serve.adapter import read_adapter
 from distill.serve.endpoint import Endpoint
 from distill.serve.keeper import GRACE_S
 from distill.settings import Settings
@@ -62,7 +63,7 @@ class ServerSettings(Settings):
 
 
 class Server:
-    """A vLLM server on loopback, for a checkpoint folder or a Hugging Face id.
+    """A vLLM server on loopback, for a checkpoint folder, a folder of LoRA adapters, or a Hugging Face id.
 
     with Server("out/student", ServerSettings(), Path("out/server.log")) as server:
         completions = asyncio.run(complete(server.endpoint, prompts, sampling))
@@ -82,13 +83,16 @@ class Server:
 
     def __enter__(self) -> Self:
         require_vllm()
-        local = check_checkpoint(self.model)
-        name = Path(self.model).resolve().name if local else self.model
+        adapter = read_adapter(self.model)
+        model = adapter.base if adapter else self.model
+        local = check_checkpoint(model)
+        name = Path(self.model).resolve().name if local or adapter else self.model
         self._reservation = reserve_port(self.settings.port)
         try:
             port = self._reservation.getsockname()[1]
             api_key = secrets.token_hex(24)
-            command = vllm_command(self.model, name, port, self.settings)
+            command = vllm_command(model, f"{name}-base" if adapter else name, port, self.settings)
+            command += adapter.server_arguments(name) if adapter else []
             self._start(command, server_environment(self.settings, api_key, offline=local))
             self.endpoint = Endpoint(f"http://{HOST}:{port}/v1", name, api_key)
             self._wait_until_ready()

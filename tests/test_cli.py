@@ -110,7 +110,7 @@ CASES = {
     TRAIN + " --row-tokens 8": r"longer than 8 tokens .*raise --row-tokens",
     TRAIN + " --think-tags <t>": "field think_tags",
     TRAIN + " --no-such-flag": "No such option: --no-such-flag",
-    "train --traces {traces} --out {out} --student tiny --arm sequential:0.5 --tokens 100": "cannot be matched on tokens",
+    "train --traces {traces} --out {out} --student tiny --arm sequential:0.5 --tokens 100": "phase 2 of 2 has no step of its own",
     TRAIN + " --config {missing}": "missing: cannot be read",
     TRAIN + " --config {empty_folder}": "empty_folder: cannot be read",
     TRAIN + " --config {not_yaml.yaml}": r"not_yaml.yaml:3: not valid YAML",

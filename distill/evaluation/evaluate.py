@@ -25,11 +25,12 @@ from distill.evaluation.generate import JOURNAL, Journal, Output, generate_trans
 from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.flops import ModelShape
 from distill.packing.chat import ChatFormat, ThinkFormat
-from distill.serve import Endpoint, Server, ServerSettings
+from distill.serve import Endpoint, Server, ServerSettings, read_adapter
 from distill.settings import validate
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
 from distill.tasks.task import Metric, Task
+from distill.traces.trace import Mode
 
 KIND = "evaluation"
 GRADING_VERSION = 1  # part of every key: raise it when the same output would get another grade
@@ -56,12 +57,13 @@ def ask(questions: list[Questions]) -> list[Asked]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A student to be evaluated: a folder in Hugging Face layout."""
+    """A student to be evaluated: a folder in Hugging Face layout, or of LoRA adapters in PEFT's."""
 
     folder: Path
     chat: ChatFormat
     config: Any
     identity: dict[str, Any]
+    shape: ModelShape
 
     @property
     def dtype(self) -> str:
@@ -72,20 +74,26 @@ class Subject:
 
 def load_subject(folder: Path) -> Subject:
     """Raises InputError when the folder is not a servable model."""
-    if not (folder / "config.json").is_file():
+    adapter = read_adapter(folder)
+    whole = folder if adapter is None else Path(adapter.base)
+    if adapter is None and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: has no config.json; expected a student made by `distill train`")
     if (folder / artifact.RECIPE).exists():
         identity: dict[str, Any] = {"student": artifact.read(folder, "student", made_by="distill train").key}
     else:
         identity = {"files": artifact.folder_identity(folder)}
+        if adapter is not None:
+            identity["base"] = artifact.folder_identity(whole) if whole.is_dir() else adapter.base
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        ModelShape.from_config(config)  # a shape that cannot be priced is said now, not after all answers are there
+        # A shape that cannot be priced is said now, not after all answers are there.
+        shape = ModelShape.from_config(config, adapter_weights=adapter.weights if adapter else 0)
     except Exception as error:  # a damaged folder makes transformers raise almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: cannot be loaded ({reason})") from None
-    return Subject(folder, ChatFormat(tokenizer, ThinkFormat.load(folder), source=str(folder)), config, identity)
+        what = f"{folder}: " + (f"the base of its adapters, {adapter.base}, " if adapter else "")
+        raise InputError(f"{what}cannot be loaded ({reason})") from None
+    return Subject(folder, ChatFormat(tokenizer, ThinkFormat.load(folder), source=str(folder)), config, identity, shape)
 
 
 def evaluate(
@@ -101,7 +109,7 @@ def evaluate(
     without it one is started. Raises InputError."""
     asked = ask(settings.questions)
     subject = load_subject(student)
-    prompts = prompt_ids(subject, asked)
+    prompts = prompt_ids(subject, asked, settings.mode)
     longest = positions_needed(subject, prompts, settings.max_tokens)
     recipe = evaluation_recipe(settings, subject, asked)
     with artifact.workspace(out, KIND, recipe) as work:
@@ -118,7 +126,7 @@ def evaluate(
                 ) as reachable:
                     generate_vllm(reachable, missing, settings, subject.chat, journal)
         answers = grade(asked, subject, prompts, journal.outputs)
-        grades = summarise(asked, answers, ModelShape.from_config(subject.config))
+        grades = summarise(asked, answers, subject.shape)
         write_answers(work.path / "answers.parquet", answers)
         artifact.write_json(work.path / "grades.json", grades)
         return work.commit(grades, remove=(JOURNAL,))
@@ -127,7 +135,7 @@ def evaluate(
 def evaluation_recipe(settings: EvaluateSettings, subject: Subject, asked: list[Asked]) -> dict[str, Any]:
     """Everything the graded answers depend on."""
     return {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude_none=True),
         "student": subject.identity,
         "tasks": {a.task.name: a.task.revision for a in asked},
         "rendered": subject.chat.rendered,
@@ -163,10 +171,12 @@ def reachable_server(
     log.unlink(missing_ok=True)  # of interest only when something failed
 
 
-def prompt_ids(subject: Subject, asked: list[Asked]) -> dict[str, list[int]]:
-    """Token ids of every question, by problem id. Raises InputError when one question is asked twice."""
+def prompt_ids(subject: Subject, asked: list[Asked], mode: Mode | None = None) -> dict[str, list[int]]:
+    """Token ids of every question, by problem id, asked for `mode`. Raises InputError when one question is asked twice,
+    and for a mode that the student does not know or needs."""
     problems = [problem for a in asked for problem in a.problems]
-    ids = dict(zip([p.id for p in problems], subject.chat.prompt_ids([p.prompt for p in problems]), strict=True))
+    rows = subject.chat.prompt_ids([p.prompt for p in problems], mode)
+    ids = dict(zip([p.id for p in problems], rows, strict=True))
     if len(ids) < len(problems):
         raise InputError("--tasks: the same task is named twice")
     return ids

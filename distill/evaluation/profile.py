@@ -33,6 +33,7 @@ from distill.evaluation.evaluate import (
 from distill.evaluation.settings import Questions
 from distill.serve import Endpoint, ProfileSettings, SamplingSettings, profile_endpoint
 from distill.settings import Settings
+from distill.traces.trace import Mode
 
 KIND = "profile"
 
@@ -41,6 +42,7 @@ class StudentProfileSettings(Settings):
     """The load, the same for every task."""
 
     tasks: list[str] = Field(min_length=1)
+    mode: Mode | None = Field(None, description="what a student with a mode signal is asked for")
     concurrencies: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 32), min_length=1)
     requests: int = Field(64, ge=1, description="measured at each concurrency")
     warmup_requests: int = Field(4, ge=0)
@@ -61,7 +63,7 @@ def profile_student(
     """Put a student under load. `endpoint` as in `evaluate`. Raises InputError."""
     subject = load_subject(student)
     asked = ask(profile_questions(settings))
-    prompts = prompt_ids(subject, asked)
+    prompts = prompt_ids(subject, asked, settings.mode)
     longest = positions_needed(subject, prompts, settings.max_tokens)
     recipe = profile_recipe(settings, subject, asked, threads)
     load = ProfileSettings(
@@ -115,7 +117,7 @@ def profile_recipe(
 ) -> dict[str, Any]:
     """Everything but the clock that a profile depends on, the machine among it."""
     return {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude_none=True),
         "student": subject.identity,
         "rendered": subject.chat.rendered,
         "tasks": {a.task.name: a.task.revision for a in asked},

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill.settings import Settings
+from distill.traces.trace import Mode
 
 
 class Questions(Settings):
@@ -20,6 +21,7 @@ class EvaluateSettings(Settings):
     """Everything the grades depend on, besides the student."""
 
     questions: list[Questions] = Field(min_length=1)
+    mode: Mode | None = Field(None, description="what a student with a mode signal is asked for")
     engine: Literal["vllm", "transformers"] = "vllm"
     max_tokens: int = Field(512, ge=1, description="generation limit; an answer that hits it is unfinished, and wrong")
     temperature: float = Field(0.0, ge=0)

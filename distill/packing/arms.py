@@ -1,7 +1,8 @@
 """What a student is trained on: which mode each pair is shown in, and in what order."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -76,10 +77,16 @@ class Phase:
     """A stretch of training with its own learning-rate schedule.
 
     `epochs`: one int64[n] array an epoch, of document references in order. A reference is 2 * pair + (1 if the pair is
-    shown with its reasoning else 0).
+    shown with its reasoning else 0). `further(k)` is the same references in the order of the k-th epoch after those.
     """
 
     epochs: tuple[np.ndarray, ...]
+    further: Callable[[int], np.ndarray]
+
+    def repeated(self) -> Iterator[np.ndarray]:
+        """Its epochs, and then further ones without end."""
+        yield from self.epochs
+        yield from map(self.further, count())
 
 
 def phases(arm: Arm, n_pairs: int, epochs: int, seed: int) -> list[Phase]:
@@ -91,19 +98,24 @@ def phases(arm: Arm, n_pairs: int, epochs: int, seed: int) -> list[Phase]:
     """
     ranking = np.random.default_rng([seed, 1]).permutation(n_pairs)
 
-    def shown(ratio: float, epochs: Iterable[int]) -> list[np.ndarray]:
+    def phase(ratio: float, first: int, own: int, further: int, of: int, mode: int | None = None) -> Phase:
+        """Orders `first`, ..., first + own - 1, and after those `further`, further + of, further + 2 of, ..."""
         with_reasoning = np.zeros(n_pairs, dtype=np.int64)
         with_reasoning[ranking[: round(ratio * n_pairs)]] = 1
-        orders = [np.random.default_rng([seed, 2, epoch]).permutation(n_pairs) for epoch in epochs]
-        return [2 * order + with_reasoning[order] for order in orders]
+
+        def order(number: int) -> np.ndarray:
+            pairs = np.random.default_rng([seed, 2, number]).permutation(n_pairs)
+            references = 2 * pairs + with_reasoning[pairs]
+            return references if mode is None else references[references % 2 == mode]
+
+        return Phase(tuple(map(order, range(first, first + own))), lambda k: order(further + k * of))
 
     if arm.kind == "phases":
-        first = np.cumsum([0, *(own for _, own in arm.curriculum)])
+        *first, total = np.cumsum([0, *(own for _, own in arm.curriculum)]).tolist()
         return [
-            Phase(tuple(shown(r, range(at, at + own)))) for (r, own), at in zip(arm.curriculum, first, strict=False)
+            phase(ratio, at, own, total + number, len(first))
+            for number, ((ratio, own), at) in enumerate(zip(arm.curriculum, first, strict=True))
         ]
-    references = shown(arm.ratio, range(epochs))
-    if arm.kind != "sequential":
-        return [Phase(tuple(references))]
-    split = [Phase(tuple(r[r % 2 == mode] for r in references)) for mode in (0, 1)]
-    return [phase for phase in split if any(len(epoch) for epoch in phase.epochs)]
+    modes = (0, 1) if arm.kind == "sequential" else (None,)
+    found = [phase(arm.ratio, 0, epochs, epochs, 1, mode) for mode in modes]
+    return [phase for phase in found if len(phase.epochs[0])]

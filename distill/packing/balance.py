@@ -23,18 +23,27 @@ Row = TypeVar("Row")
 def row_costs(
     rows: Sequence[Sequence[int]], lengths: np.ndarray, supervised: np.ndarray, shape: ModelShape
 ) -> np.ndarray:
-    """FLOPs of training on each row, float64[len(rows)]: linear in its tokens, quadratic in each document's length.
+    """FLOPs of training on each row, float64[len(rows)]; see `document_costs` and `row_sums`."""
+    return row_sums(rows, document_costs(lengths, supervised, shape))
 
-    `lengths`, `supervised`: int64[documents], input tokens and supervised tokens by document reference. No row is empty.
+
+def document_costs(lengths: np.ndarray, supervised: np.ndarray, shape: ModelShape) -> np.ndarray:
+    """FLOPs of training on each document, float64[documents]: linear in its tokens, quadratic in its length.
+
+    `lengths`, `supervised`: int64[documents], input tokens and supervised tokens by document reference.
     """
-    if not len(rows):
-        return np.zeros(0)
     # A document of s tokens costs linear * s + square * s^2 and the head its supervised tokens: two lengths tell both.
     one, two = (shape.training_flops([s], head_rows=0) for s in (1, 2))
     square = (two - 2 * one) / 2
     linear, head = one - square, shape.training_flops([], head_rows=1)
     s = np.asarray(lengths, dtype=np.float64)
-    of_documents = linear * s + square * s * s + head * np.asarray(supervised)
+    return linear * s + square * s * s + head * np.asarray(supervised)
+
+
+def row_sums(rows: Sequence[Sequence[int]], of_documents: np.ndarray) -> np.ndarray:
+    """The sum over each row's documents, float64[len(rows)], of a value by document reference. No row is empty."""
+    if not len(rows):
+        return np.zeros(0)
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     references = np.fromiter(chain.from_iterable(rows), np.int64, int(sizes.sum()))
     return np.add.reduceat(of_documents[references], np.cumsum(sizes) - sizes)

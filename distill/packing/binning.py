@@ -1,5 +1,6 @@
 """Global best-fit-decreasing bin packing."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def best_fit_decreasing(
     order = np.argsort(-lengths, kind="stable")
     counts = np.bincount(lengths)
     placed: list[np.ndarray] = []  # the bins of the items of `order`, in runs
-    gaps = _Gaps(capacity)
+    gaps = _Gaps()
     opened = 0
     for length in np.flatnonzero(counts)[::-1].tolist():
         items = int(counts[length])
@@ -60,8 +61,8 @@ def best_fit_decreasing(
 class _Gaps:
     """Open bins by how much is free in them."""
 
-    def __init__(self, capacity: int) -> None:
-        self.bins: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
+    def __init__(self) -> None:
+        self.bins = defaultdict[int, list[np.ndarray]](list)
         self.there = 0  # bit g is set when a bin has g free
 
     def smallest(self, length: int) -> int | None:

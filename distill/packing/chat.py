@@ -11,44 +11,65 @@ Prompt and target are tokenized apart, as they are when a server continues a pro
 not work is refused with the reason.
 """
 
-from array import array
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from pydantic import Field
+from typing import Any, Literal, get_args
 
 from distill.artifact import read_json, write_json
 from distill.errors import InputError
-from distill.settings import Settings, validate
+from distill.traces.trace import Mode
 
 LABELLING_VERSION = 1  # part of every key: raise it when rendering or masking changes
 
 FORMAT_FILE = "distill_chat.json"
 _MARKER = "MARKER7f3aMARKER"
 
+ModeSignal = Literal["none", "prompt"]
+MODE_SIGNALS: dict[Mode, str] = {"reasoning": " /think", "ift": " /no_think"}  # end the question; Qwen3's soft switch
 
-class ThinkFormat(Settings):
-    """What marks reasoning in a student's output. Written beside its weights as distill_chat.json."""
 
-    opening: str = Field("<think>", min_length=1)
-    closing: str = Field("</think>", min_length=1)
+@dataclass(frozen=True)
+class ThinkFormat:
+    """What marks reasoning in a student's output, and whether its question says that it is wanted. Written beside its
+    weights as distill_chat.json."""
+
+    opening: str = "<think>"
+    closing: str = "</think>"
     after_opening: str = "\n"
     before_closing: str = "\n"
     after_closing: str = "\n\n"
+    mode_signal: ModeSignal = "none"
 
     def wrap(self, reasoning: str, answer: str) -> str:
         return f"{self.opening}{self.after_opening}{reasoning}{self.before_closing}{self.closing}{self.after_closing}{answer}"
 
     def save(self, folder: Path) -> None:
-        write_json(folder / FORMAT_FILE, self.model_dump())
+        """Write it into a student's folder; a signal only where there is one."""
+        values = asdict(self)
+        if self.mode_signal == "none":
+            del values["mode_signal"]
+        write_json(folder / FORMAT_FILE, values)
 
     @classmethod
     def load(cls, folder: Path) -> "ThinkFormat":
         """From a student's folder; the default when the folder has none. Raises InputError."""
         path = folder / FORMAT_FILE
-        return validate(cls, read_json(path), source=str(path)) if path.is_file() else cls()
+        if not path.is_file():
+            return cls()
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        names = [field.name for field in fields(cls)]
+        for name, value in values.items():
+            if name not in names:
+                raise InputError(f"{path}: field {name}: no such field")
+            if not isinstance(value, str) or (name in ("opening", "closing") and not value):
+                raise InputError(f"{path}: field {name}: expected a text that is not empty, found {value!r}")
+        think = cls(**values)
+        if think.mode_signal not in get_args(ModeSignal):
+            raise InputError(f"{path}: field mode_signal: expected none or prompt, found {think.mode_signal!r}")
+        return think
 
 
 COMPACT = ThinkFormat(after_opening="", before_closing="", after_closing="")  # from-scratch students: no white space
@@ -118,9 +139,18 @@ class ChatFormat:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids[0] if len(ids) == 1 else None
 
-    def prompt_texts(self, prompts: list[str]) -> list[str]:
-        """Each question as a server renders it, generation prompt included."""
-        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    def prompt_texts(self, prompts: list[str], mode: Mode | None = None) -> list[str]:
+        """Each question as a server renders it, generation prompt included; asked for `mode` where the student has a
+        signal for it. Raises InputError for a mode that cannot be asked for, or none where one must be."""
+        signalled = self.think.mode_signal == "prompt"
+        if signalled and mode is None:
+            raise InputError(
+                f"{self.source}: is told in the question what is wanted; say --mode reasoning or --mode ift"
+            )
+        if mode is not None and not signalled:
+            raise InputError(f"{self.source}: has no mode signal, so --mode {mode} cannot be asked for; leave it out")
+        signal = MODE_SIGNALS[mode] if mode is not None else ""
+        conversations = [[{"role": "user", "content": prompt + signal}] for prompt in prompts]
         return self._render(conversations, add_generation_prompt=True) if conversations else []
 
     def target_texts(self, answers: list[tuple[str, str]], names: list[str]) -> list[str]:
@@ -128,62 +158,63 @@ class ChatFormat:
 
         Raises InputError for a text with a think tag of its own: nobody could tell where the reasoning ends.
         """
-        return [self._target(*answer, name) for answer, name in zip(answers, names, strict=True)]
-
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The token ids of all texts end to end, int32[n], and where each text ends in them, int64[len(texts)].
-
-        On all cores where the tokenizer can, which leaves Python to other threads meanwhile.
-        """
-        if self.tokenizer.is_fast:
-            # Straight to the library below transformers: no masks, no offsets, and no list of all texts' lists of ids.
-            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            rows = (encoding.ids for encoding in encodings)
-        else:
-            rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        ids, ends = array("i"), []
-        for row in rows:
-            ids.fromlist(row)
-            ends.append(len(ids))
-        return np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int64)
-
-    def check_targets(self, ids: np.ndarray, ends: np.ndarray, texts: list[str], names: list[str]) -> None:
-        """Raise InputError for an encoded target with no tokens, or with the end-of-turn token, where its turn would end."""
-        starts = np.concatenate(([0], ends[:-1]))
-        for i in np.flatnonzero(starts == ends):
-            raise InputError(f"{self.source}: {names[i]} has no tokens ({texts[i]!r})")
-        for at in np.flatnonzero(ids == self.end_of_turn):
-            i = int(np.searchsorted(ends, at, side="right"))
-            raise InputError(f"{self.source}: {names[i]} contains the end-of-turn token itself ({texts[i][:60]!r})")
-
-    def prompt_ids(self, prompts: list[str]) -> list[list[int]]:
-        """Token ids of each question as a server renders it, generation prompt included."""
-        return _split(*self.encode(self.prompt_texts(prompts)))
-
-    def target_ids(self, answers: list[tuple[str, str]]) -> list[list[int]]:
-        """Token ids of each (reasoning, answer), end-of-turn token included. Raises InputError as its two halves do."""
-        names = [f"answer {i + 1}" for i in range(len(answers))]
-        texts = self.target_texts(answers, names)
-        ids, ends = self.encode(texts)
-        self.check_targets(ids, ends, texts, names)
-        return [[*row, self.end_of_turn] for row in _split(ids, ends)]
-
-    def _target(self, reasoning: str, answer: str, name: str) -> str:
-        for tag in (self.think.opening, self.think.closing):
-            if tag in reasoning or tag in answer:
-                raise InputError(f"{self.source}: {name} contains a think tag of its own ({tag})")
-        if not reasoning and self.prompt_opens_thinking:
+        tags = (self.think.opening, self.think.closing)
+        said = "\n".join(text for answer in answers for text in answer)
+        if any(tag in said for tag in tags):  # one look at all texts, and at each of them only when it is there
+            for answer, name in zip(answers, names, strict=True):
+                for tag in tags:
+                    if any(tag in text for text in answer):
+                        raise InputError(f"{self.source}: {name} contains a think tag of its own ({tag})")
+        if self.prompt_opens_thinking and not all(reasoning for reasoning, _ in answers):
             raise InputError(
                 f"{self.source}: the chat template opens a think block before every answer, so it cannot hold an "
                 "answer without reasoning; use a template whose generation prompt does not"
             )
-        text = self.think.wrap(reasoning, answer) if reasoning else answer
+        texts = [self.think.wrap(reasoning, answer) if reasoning else answer for reasoning, answer in answers]
         if self.prompt_opens_thinking:  # leave out what the prompt has said: the tag, and its white space
-            text = text.removeprefix(self.think.opening)
-            text = text.removeprefix(self.think.after_opening) if self._said else text
-        return text
+            texts = [text.removeprefix(self.think.opening) for text in texts]
+            texts = [text.removeprefix(self.think.after_opening) if self._said else text for text in texts]
+        return texts
 
+    def encode(self, texts: list[str]) -> Iterator[list[int]]:
+        """The token ids of every text, one list after another. They are made at once: on all cores where the tokenizer
+        can, which leaves Python to other threads meanwhile."""
+        if self.tokenizer.is_fast:
+            # Straight to the library below transformers: no masks, no offsets, and no list of all texts' lists of ids.
+            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return (encoding.ids for encoding in encodings)
+        return iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
 
-def _split(ids: np.ndarray, ends: np.ndarray) -> list[list[int]]:
-    flat = ids.tolist()
-    return [flat[start:end] for start, end in pairwise([0, *ends.tolist()])]
+    def require_target(self, ids: Sequence[int], name: str) -> None:
+        """Raise InputError for a target with no tokens, or with the end-of-turn token, where its turn would end."""
+        if not len(ids):
+            raise InputError(f"{self.source}: {name} has no tokens")
+        if self.end_of_turn in ids:
+            raise InputError(f"{self.source}: {name} contains the end-of-turn token itself ({self.decode(ids)[:60]!r})")
+
+    def reasoning_tokens(self, target: Sequence[int]) -> int:
+        """How many tokens of a target there are up to the closing think tag, which may be several tokens; 0 without one."""
+        closing = self.think.closing
+        if closing not in self.decode(target):
+            return 0
+        low, high = 0, len(target)
+        while low < high:  # the shortest beginning whose text has the tag
+            middle = (low + high) // 2
+            low, high = (low, middle) if closing in self.decode(target[:middle]) else (middle + 1, high)
+        return low
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids as it stands, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def prompt_ids(self, prompts: list[str], mode: Mode | None = None) -> list[list[int]]:
+        """Token ids of each question as a server renders it, generation prompt included. Raises as `prompt_texts`."""
+        return list(self.encode(self.prompt_texts(prompts, mode)))
+
+    def target_ids(self, answers: list[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of each (reasoning, answer), end-of-turn token included. Raises InputError as its two halves do."""
+        names = [f"answer {i + 1}" for i in range(len(answers))]
+        rows = list(self.encode(self.target_texts(answers, names)))
+        for row, name in zip(rows, names, strict=True):
+            self.require_target(row, name)
+        return [[*row, self.end_of_turn] for row in rows]

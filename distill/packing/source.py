@@ -15,6 +15,7 @@ class TraceSet:
 
     key: str
     pairs: list[Pair]
+    path: Path
 
     def texts(self) -> Iterator[str]:
         """Every text a student will see, for training a tokenizer."""
@@ -25,4 +26,4 @@ class TraceSet:
 
 def read_traces(path: Path) -> TraceSet:
     """Raises InputError when `path` is not a finished trace set or a row of it is malformed."""
-    return TraceSet(artifact.read(path, "traces", made_by="distill traces generate").key, read_pairs(path))
+    return TraceSet(artifact.read(path, "traces", made_by="distill traces generate").key, read_pairs(path), path)

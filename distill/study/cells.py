@@ -36,13 +36,8 @@ class Member:
     def id(self) -> str:
         return f"{self.cell.id}-seed{self.seed}"
 
-    @property
-    def token_twin(self) -> str | None:
-        """The member whose tokens this one is matched on: it must be trained first."""
-        return f"{self.cell.size.name}-reasoning-seed{self.seed}" if self.cell.arm.match == "tokens" else None
-
-    def train_settings(self, settings: StudySettings, tokens: int | None) -> TrainSettings:
-        return settings.train_settings(self.cell.size, self.cell.arm, self.seed, tokens)
+    def train_settings(self, settings: StudySettings) -> TrainSettings:
+        return settings.train_settings(self.cell.size, self.cell.arm, self.seed)
 
 
 def cells(settings: StudySettings) -> list[Cell]:

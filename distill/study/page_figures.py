@@ -130,7 +130,7 @@ def frontier_figure(results: dict) -> Figure | None:
                     cell["id"],
                     colour(cell),
                     marks[cell["size"]],
-                    hollow=cell.get("match") == "tokens",
+                    hollow=(cell.get("match") or "samples") != "samples",
                 )
             )
             data.append(
@@ -162,8 +162,9 @@ def frontier_figure(results: dict) -> Figure | None:
     arms = list(dict.fromkeys(str(cell["arm"]).split(":")[0] for _, cell, *_ in scored))
     legend = [Key(arm, colour({"arm": arm}), "disc") for arm in arms]
     legend += [Key(f"{size} students", "ink", mark) for size, mark in marks.items()]
-    if any(cell.get("match") == "tokens" for _, cell, *_ in scored):
-        legend.append(Key("hollow: matched on training tokens", "ink", "ring"))
+    matched = sorted({cell.get("match") or "samples" for _, cell, *_ in scored} - {"samples"})
+    if matched:
+        legend.append(Key(f"hollow: matched on training {' or '.join(matched)}", "ink", "ring"))
     legend.append(Key("not beaten on both axes", "muted", "line"))
     return Figure(
         title="Accuracy against the cost of an answer",

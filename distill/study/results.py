@@ -277,13 +277,15 @@ def _on_reasoning(treatment: ArmRow, control: ArmRow) -> bool:
 
 
 def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
-    """`samples`: both saw the same examples. `tokens`: one saw as many tokens as the other. Else `nothing`."""
-    if treatment.match == control.match == "samples":
+    """`samples`: both saw the same examples. `steps`, `tokens`, `flops`: both took as many as the arm `reasoning` with
+    the same answers, or one is that arm. Else `nothing`."""
+    arms = (treatment, control)
+    kinds = {arm.match for arm in arms if arm.match != "samples"}
+    if not kinds:
         return "samples"
-    twin = any(
-        arm.name == "reasoning" for arm in (treatment, control)
-    )  # what every arm matched on tokens is matched to
-    return "tokens" if twin else "nothing"
+    reached = all(arm.match in kinds or arm.arm == "reasoning" for arm in arms)
+    of_one = len({arm.answers == "gold" for arm in arms}) == 1  # stripped answers follow the teacher's own reasoning
+    return kinds.pop() if reached and of_one and len(kinds) == 1 else "nothing"
 
 
 def _common_seeds(found: dict[str, _Found], size: str, row: ContrastRow) -> list[int]:

@@ -2,6 +2,7 @@
 
 out/
   traces-<key>/             the teacher's pairs
+  documents/<key>/          the pairs as a tokenizer's tokens
   students/<cell>-seed<n>-<key>/      trained students, ready for transformers and vLLM
   evaluations/..., profiles/...       their graded answers and their cost under load
   declared.json             the questions, contrasts and margin, written before anything was run
@@ -87,8 +88,7 @@ class _Study:
         self.traces = generate(self.wanted, self.out / f"traces-{key[:12]}")
 
     def train(self, member: Member) -> None:
-        tokens = self.students[member.token_twin].summary["tokens"] if member.token_twin else None
-        wanted = member.train_settings(self.settings, tokens)
+        wanted = member.train_settings(self.settings)
         key = content_key(STUDENT, train_recipe(wanted, self.traces.key))
         folder = self.out / "students" / f"{member.id}-{key[:12]}"
         if not (folder / artifact.MANIFEST).is_file():
@@ -96,6 +96,7 @@ class _Study:
             config.parent.mkdir(parents=True, exist_ok=True)
             artifact.write_json(config, wanted.model_dump(mode="json"))
             paths = ["--config", str(config), "--traces", str(self.traces.path), "--out", str(folder)]
+            paths += ["--documents", str(self.out / "documents")]  # arms and seeds of a size read the same ones
             self.children.run(
                 ["train", *paths, "--threads", str(self.threads)], config.with_suffix(".log"), self.threads
             )
@@ -171,14 +172,7 @@ def _run(study: _Study, command: str) -> Path:
     settings, out = study.settings, study.out
     study.make_traces()
     members = [member for cell in cells(settings) for member in cell.students()]
-    jobs = [
-        Job(
-            f"train {m.id}",
-            functools.partial(study.train, m),
-            after=(f"train {m.token_twin}",) if m.token_twin else (),
-        )
-        for m in _longest_first(members)
-    ]
+    jobs = [Job(f"train {m.id}", functools.partial(study.train, m)) for m in _longest_first(members)]
     jobs += [Job(f"serve {m.id}", functools.partial(study.serve, m), after=(f"train {m.id}",)) for m in members]
     failures = run_jobs(jobs, workers=study.workers, children=study.children)
     console.note("resampling for the intervals, writing results.json and report.html")
@@ -207,8 +201,7 @@ def _stop_requests() -> Iterator[None]:
 
 
 def _longest_first(members: list[Member]) -> list[Member]:
-    """Large students and long arms first, so that no core idles at the end; what others wait for before them."""
+    """Large students and long arms first, so that no core idles at the end."""
     sizes = list(dict.fromkeys(m.cell.size.name for m in members))
-    return sorted(
-        members, key=lambda m: (-sizes.index(m.cell.size.name), m.token_twin is not None, m.cell.arm.arm == "ift")
-    )
+    short = lambda arm: (arm.arm, arm.match) == ("ift", "samples")  # noqa: E731
+    return sorted(members, key=lambda m: (-sizes.index(m.cell.size.name), short(m.cell.arm)))

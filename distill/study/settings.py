@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill.errors import unknown_name
 from distill.flops import hardware
 from distill.packing.arms import Arm
+from distill.packing.budget import Match
 from distill.settings import Settings, validate
 from distill.tasks import get_task
 from distill.training.settings import TrainSettings
@@ -41,12 +42,12 @@ class StudentRow(Settings):
 
 
 class ArmRow(Settings):
-    """One arm. `match: tokens` trains it until it has seen as many tokens as the arm `reasoning` of its size and seed;
-    `samples` shows every arm the same questions equally often, as both published studies do."""
+    """One arm. `match: samples` shows every arm the same questions equally often, as both published studies do; `steps`,
+    `tokens` and `flops` train it until it has as many as the arm `reasoning` has with the same answers."""
 
     arm: str
     answers: Literal["teacher", "stripped", "gold"] = "teacher"
-    match: Literal["samples", "tokens"] = "samples"
+    match: Match = "samples"
     students: list[str] | None = Field(None, min_length=1, description="sizes that have this arm; all when left out")
     seeds: Seeds | None = Field(None, description="training seeds; the size's own when left out")
 
@@ -139,7 +140,6 @@ class StudySettings(Settings):
             for size in arm.students or []:
                 if size not in sizes:
                     raise unknown_name("student in arms", size, sizes)
-            self._require_token_twins(arm)
         for contrast in self.contrasts:
             for name in (contrast.treatment, contrast.control):
                 if name not in arms:
@@ -152,26 +152,8 @@ class StudySettings(Settings):
         for size in self.students:
             for arm in self.arms:
                 for seed in arm.seeds_in(size):
-                    self.train_settings(size, arm, seed, tokens=None)
+                    self.train_settings(size, arm, seed)
         return self
-
-    def _require_token_twins(self, arm: ArmRow) -> None:
-        """An arm matched on tokens needs the arm `reasoning` of each of its sizes and seeds."""
-        if arm.match != "tokens":
-            return
-        if Arm.parse(arm.arm).kind == "sequential":
-            raise ValueError(
-                f"arm {arm.name}: a sequential arm cannot match tokens: the cut would fall on its last phase"
-            )
-        twin = next((row for row in self.arms if row.name == "reasoning"), None)
-        if twin is None:
-            raise ValueError(f"arm {arm.name}: match tokens needs an arm 'reasoning' to match")
-        for size in self.students:
-            missing = sorted(set(arm.seeds_in(size)) - set(twin.seeds_in(size)))
-            if missing:
-                raise ValueError(
-                    f"arm {arm.name}: match tokens needs the arm 'reasoning' of size {size.name} with seed {missing[0]} too"
-                )
 
     def _require_pairs(self, contrast: ContrastRow) -> None:
         """A contrast needs a seed that both arms have: in the size of its verdict, or else in any."""
@@ -185,8 +167,8 @@ class StudySettings(Settings):
                 f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
             )
 
-    def train_settings(self, size: StudentRow, arm: ArmRow, seed: int, tokens: int | None) -> TrainSettings:
+    def train_settings(self, size: StudentRow, arm: ArmRow, seed: int) -> TrainSettings:
         """How one student is trained. Raises InputError."""
-        values = {"student": size.student, "arm": arm.arm, "answers": arm.answers, "seed": seed, "tokens": tokens}
+        values = {"student": size.student, "arm": arm.arm, "answers": arm.answers, "match": arm.match, "seed": seed}
         values |= {"learning_rate": size.learning_rate, **self.training.model_dump()}
         return validate(TrainSettings, values, source=f"training of {size.name}-{arm.name}")

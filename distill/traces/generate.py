@@ -7,7 +7,7 @@ was killed and one that was not leave the same bytes for the same answers.
 import asyncio
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from distill.traces.pairing import Answer, pair_or_rejected
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import KIND, Rejected, trace_from_row, trace_to_row, write_pairs
 from distill.traces.teachers import EndpointTeacher, Question, SolverTeacher, Teacher
+from distill.traces.top_k import Distributions, top_k_file, write_top_k
 from distill.traces.trace import Mode, Pair
 
 VERSION = 1  # part of every key: raise it when the same answers would give other rows
@@ -49,8 +50,11 @@ def generate(settings: GenerateSettings, out: Path) -> Artifact:
         ]
         with Journal(space.path / _JOURNAL) as journal:
             failed = _ask(teacher, problems, journal)
-            rows = _rows(teacher, tasks, problems, journal, failed)
+            captured = _Captured()
+            rows = _rows(teacher, tasks, problems, journal, failed, captured)
             summary = write_pairs(space.path, rows)
+            if teacher.vocabulary is not None and summary["pairs"]:
+                summary |= _write_top_k(space.path, teacher, journal, captured)
         if not summary["pairs"]:
             reasons = ", ".join(f"{FAULTS[reason]}: {count}" for reason, count in summary["rejected"].items())
             detail = next((f"; {answer.detail}" for answer in failed.values()), "")
@@ -117,22 +121,69 @@ def _ask(teacher: Teacher, problems: list[Problem], journal: Journal) -> dict[st
     return failed
 
 
+@dataclass
+class _Captured:
+    """Where in the journal the distributions of the pairs are, in the pairs' order, and how long they are."""
+
+    keys: dict[Mode, list[str]] = field(default_factory=lambda: {mode: [] for mode in MODES})
+    lengths: dict[Mode, list[int]] = field(default_factory=lambda: {mode: [] for mode in MODES})
+    temperatures: set[float] = field(default_factory=set)
+
+    def add(self, mode: Mode, key: str, found: Distributions) -> None:
+        self.keys[mode].append(key)
+        self.lengths[mode].append(len(found.token_ids))
+        self.temperatures.add(found.temperature)
+
+
 def _rows(
-    teacher: Teacher, tasks: dict[str, Task], problems: list[Problem], journal: Journal, failed: dict[str, Answer]
+    teacher: Teacher,
+    tasks: dict[str, Task],
+    problems: list[Problem],
+    journal: Journal,
+    failed: dict[str, Answer],
+    captured: _Captured,
 ) -> Iterator[Pair | Rejected]:
     for problem in problems:
-        answers = {}
-        for mode in MODES:
-            key = request_key(teacher, problem, mode)
+        answers, keys = {}, {mode: request_key(teacher, problem, mode) for mode in MODES}
+        for mode, key in keys.items():
             answer = failed.get(key) or _from_json(journal.get(key), mode)
             answers[mode] = replace(answer, trace=replace(answer.trace, cost_usd=teacher.cost_usd(answer)))
-        yield pair_or_rejected(problem, answers["reasoning"], answers["ift"], tasks[problem.task].is_correct)
+        row = pair_or_rejected(problem, answers["reasoning"], answers["ift"], tasks[problem.task].is_correct)
+        if isinstance(row, Pair) and teacher.vocabulary is not None:
+            for mode, answer in answers.items():
+                captured.add(mode, keys[mode], answer.distributions)
+        yield row
+
+
+def _write_top_k(folder: Path, teacher: EndpointTeacher, journal: Journal, captured: _Captured) -> dict[str, Any]:
+    """Both modes' files. Returns what the summary says of them."""
+    if len(captured.temperatures) > 1:
+        found = " and ".join(f"{t:g}" for t in sorted(captured.temperatures))
+        raise InputError(
+            f"{folder}: log-probabilities captured at temperatures {found}: the server's --logprobs-mode was changed "
+            f"between two runs of this command; delete {folder / _JOURNAL} and run again"
+        )
+    k, temperature = teacher.settings.top_k, captured.temperatures.pop()
+    for mode in MODES:
+        answers = (Distributions.from_json(journal.get(key)["top_k"]) for key in captured.keys[mode])
+        write_top_k(
+            top_k_file(folder, mode),
+            captured.lengths[mode],
+            answers,
+            k=k,
+            temperature=temperature,
+            vocabulary=teacher.vocabulary,
+        )
+    return {"top_k": {"k": k, "temperature": temperature, "tokens": sum(map(sum, captured.lengths.values()))}}
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
     rest = {"fault": answer.fault, "detail": answer.detail, "output_tokens": answer.output_tokens}
+    if answer.distributions is not None:
+        rest["top_k"] = answer.distributions.to_json()
     return {"trace": trace_to_row(answer.trace)} | rest
 
 
 def _from_json(value: dict[str, Any], mode: Mode) -> Answer:
-    return Answer(trace_from_row(value["trace"], mode), value["fault"], value["detail"], value["output_tokens"])
+    found = Distributions.from_json(value["top_k"]) if "top_k" in value else None
+    return Answer(trace_from_row(value["trace"], mode), value["fault"], value["detail"], value["output_tokens"], found)

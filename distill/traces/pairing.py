@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from distill.tasks.problem import Problem
 from distill.traces.faults import FAULTS
 from distill.traces.store import Rejected
+from distill.traces.top_k import Distributions
 from distill.traces.trace import Pair, Trace
 
 
@@ -17,6 +18,7 @@ class Answer:
     fault: str | None = None  # a name in faults.FAULTS
     detail: str = ""
     output_tokens: int | None = None  # all that were generated, where the teacher says: what is paid for
+    distributions: Distributions | None = None  # where they were asked for, and nothing is wrong with the answer
 
 
 def pair_or_rejected(

@@ -25,6 +25,8 @@ class EndpointSettings(Settings):
     max_tokens: int = Field(4096, gt=0)  # reasoning and answer together
     usd_per_million_input: float | None = Field(None, ge=0)  # prices are part of no request's key
     usd_per_million_output: float | None = Field(None, ge=0)
+    top_k: int | None = Field(None, gt=0)  # keep so many log-probabilities at every generated token, to distil from
+    tokenizer: str | None = None  # the teacher's, as a folder or Hub id; the model's name if not given; for top_k only
     concurrency: int = Field(32, gt=0, le=1024)
     timeout_s: float = Field(600.0, gt=0)
 

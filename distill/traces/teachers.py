@@ -6,6 +6,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import httpx
@@ -16,10 +17,13 @@ from distill.serve.endpoint import Endpoint, check_endpoint, clean_key
 from distill.serve.tokens import split_thinking
 from distill.tasks.problem import Problem
 from distill.tasks.task import Task
+from distill.traces.capture import capture_fields, captured_temperature, check_tokenizer
 from distill.traces.faults import CLOSING, OPENING, fault_of, split_think
 from distill.traces.pairing import Answer
 from distill.traces.settings import EndpointSettings
+from distill.traces.top_k import Distributions
 from distill.traces.trace import Mode, Trace
+from distill.traces.vocabulary import Vocabulary, load_tokenizer
 
 Question = tuple[Problem, Mode]
 
@@ -35,6 +39,7 @@ class Teacher(Protocol):
 
     identity: dict[str, Any]  # name, revision and everything else that answers depend on
     prices: dict[str, float | None]  # what answers cost; other prices do not make other answers
+    vocabulary: Vocabulary | None  # of the ids in its answers' distributions; None when it gives none
 
     def render(self, problem: Problem, mode: Mode) -> dict[str, Any]:
         """The request as it is sent: with the identity, all that its answer depends on."""
@@ -53,6 +58,7 @@ class SolverTeacher:
         self.tasks = tasks  # by Problem.task
         self.identity = {"name": "solver", "revision": "1"}
         self.prices: dict[str, float | None] = {}
+        self.vocabulary = None
 
     def render(self, problem: Problem, mode: Mode) -> dict[str, Any]:
         return {"task": problem.task, "prompt": problem.prompt, "mode": mode}
@@ -88,6 +94,11 @@ class EndpointTeacher:
             "sampling": self.sampling,
             "seed": seed,
         }
+        self.vocabulary = None
+        if settings.top_k is not None:
+            self.tokenizer = load_tokenizer(settings.tokenizer or settings.model)
+            self.vocabulary = Vocabulary.of(self.tokenizer)
+            self.identity |= {"top_k": settings.top_k, "vocabulary": self.vocabulary.sha256}
         self.prices = settings.model_dump(include={"usd_per_million_input", "usd_per_million_output"})
         key = clean_key(os.environ.get(settings.api_key_env), f"environment variable {settings.api_key_env}")
         self.endpoint = Endpoint(settings.url, settings.model, key)
@@ -98,6 +109,19 @@ class EndpointTeacher:
     async def answer(self, questions: Sequence[Question], on_answer: Callable[[int, Answer], None]) -> None:
         check_endpoint(self.endpoint)
         think_ids = self._think_ids()
+        extra = {"return_token_ids": True} if think_ids else {}
+        temperature = None
+        if self.settings.top_k is not None:
+            check_tokenizer(self.endpoint, self.tokenizer)
+            extra |= capture_fields(self.settings.top_k)
+            problem, mode = questions[0]
+            temperature = await captured_temperature(
+                self.endpoint,
+                self._messages(problem, mode),
+                SamplingSettings(**self.sampling, seed=self.seed),
+                self.settings.top_k,
+                chat_template_kwargs=self._template_kwargs(mode),
+            )
         failed_in_a_row = 0
         for mode in ("reasoning", "ift"):
             indices = [index for index, question in enumerate(questions) if question[1] == mode]
@@ -110,14 +134,17 @@ class EndpointTeacher:
                         f"endpoint {self.settings.url}: {failed_in_a_row} requests in a row failed ({_line(result.error)}); "
                         "finished answers are kept, run the same command again"
                     )
-                on_answer(indices[result.index], self._read(result, mode, think_ids))
+                answer = self._read(result, mode, think_ids)
+                if temperature is not None:
+                    answer = self._with_distributions(answer, result, temperature)
+                on_answer(indices[result.index], answer)
 
             await chat(
                 self.endpoint,
                 [self._messages(questions[index][0], mode) for index in indices],
                 SamplingSettings(**self.sampling, seed=self.seed),
                 chat_template_kwargs=self._template_kwargs(mode),
-                extra={"return_token_ids": True} if think_ids else None,
+                extra=extra,
                 concurrency=self.settings.concurrency,
                 timeout_s=self.settings.timeout_s,
                 on_result=on_result,
@@ -177,6 +204,20 @@ class EndpointTeacher:
         # What was cut off is called that, whatever else is wrong with it for the same reason.
         fault = fault_of(trace) if trace.finish_reason == "length" else fault or fault_of(trace)
         return Answer(trace, fault, output_tokens=_output_tokens(result))
+
+    def _with_distributions(self, answer: Answer, result: ChatCompletion, temperature: float) -> Answer:
+        """The answer with the server's log-probabilities, which leave the result: all results stay in memory."""
+        entries = result.logprobs or []
+        try:
+            if answer.fault is not None:
+                return answer
+            found = Distributions.read(entries, result.token_ids or [], self.settings.top_k, temperature)
+        except ValueError as error:
+            failed = replace(answer.trace, finish_reason="error")
+            return Answer(failed, "failed", _line(str(error)), answer.output_tokens)
+        finally:
+            entries.clear()
+        return replace(answer, distributions=found)
 
     def cost_usd(self, answer: Answer) -> float | None:
         prices = self.settings.usd_per_million_input, self.settings.usd_per_million_output

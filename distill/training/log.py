@@ -1,6 +1,7 @@
 """What a training writes down as it goes: training_log.jsonl, validation_log.jsonl, TensorBoard."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ import torch
 from distill import artifact, console
 from distill.errors import InputError
 from distill.training import checkpoint
+from distill.training.speed import Speed
+
+TRAINING_LOG = "training_log.jsonl"
+
+
+class Diverged(InputError):
+    """A loss was not a number: this training cannot go on."""
 
 
 class TrainingLog:
@@ -17,7 +25,7 @@ class TrainingLog:
     line a validation, and is not there without any."""
 
     def __init__(self, folder: Path, done: checkpoint.Progress, *, tensorboard: bool):
-        self.path, self.validation_path = folder / "training_log.jsonl", folder / "validation_log.jsonl"
+        self.path, self.validation_path = folder / TRAINING_LOG, folder / "validation_log.jsonl"
         first_step = done.step
         self.pending: list[tuple[int, torch.Tensor, torch.Tensor, float, dict[str, Any]]] = []
         self.last = float("nan")
@@ -52,16 +60,22 @@ class TrainingLog:
             for name, value in losses.items():
                 self.writer.add_scalar(f"validation/{name}", value, step)
 
+    def add_speed(self, step: int, speed: Speed) -> None:
+        """For TensorBoard only: clocks stay out of the log."""
+        if self.writer:
+            for name, value in asdict(speed).items():
+                self.writer.add_scalar(f"speed/{name}", value, step)
+
     def _append_validation(self, validation: dict[str, Any]) -> None:
         with open(self.validation_path, "a") as file:
             file.write(json.dumps(validation, sort_keys=True) + "\n")  # the order a checkpoint keeps
 
     def flush(self, name_documents: Any) -> float:
-        """Write what is pending and return the last loss. Raises InputError when a loss is not finite."""
+        """Write what is pending and return the last loss. Raises Diverged when a loss is not finite."""
         for step, loss, norm, rate, counts in self.pending:
             value, norm_value = float(loss), float(norm)
             if not np.isfinite(value) or not np.isfinite(norm_value):
-                raise InputError(
+                raise Diverged(
                     f"step {step + 1}: loss {value} with gradient norm {norm_value}; stopped, the last checkpoint is kept. "
                     f"Documents in the step: {name_documents(step)}"
                 )
@@ -72,6 +86,7 @@ class TrainingLog:
                 "learning_rate": rate,
                 "tokens": counts["tokens"],
                 "supervised_tokens": counts["supervised_tokens"],
+                "flops": counts["flops"],
             }
             self.file.write(json.dumps(line) + "\n")
             if self.writer:

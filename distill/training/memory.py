@@ -1,7 +1,8 @@
 """What a training step holds in memory, counted from shapes before anything is allocated.
 
 P parameters and their training state, all float32 masters: weights 4P, gradients 4P, AdamW's moments 8P; with bf16
-autocast 2 bytes more for every weight of a matrix product, its cast.
+autocast 2 bytes more for every weight of a matrix product, its cast. With LoRA the base's weights have neither
+gradients nor moments, and those that are held in bf16 take 2 bytes each and no cast.
 
 Activations that a layer keeps for its backward, T tokens of the widest row, hidden H, A query and K key-value heads of
 size D, feed-forward F, c bytes an element of a matrix product (4, or 2 in bf16), per token:
@@ -11,12 +12,16 @@ size D, feed-forward F, c bytes an element of a matrix product (4, or 2 in bf16)
     attention            q, the output and its copy for the projection; k, v; lse in float32:    c (3AD + 2KD) + 4A
     feed-forward         gate, up, the gate's activation, their product:                         4cF
 
+With adapters of rank r each of the seven products keeps cr more. What a frozen product without one does not keep is not
+counted off.
+
 This is what transformers' plain layers keep; fused ones keep less. On a CPU in bf16, attention keeps the scores of
 documents up to a length, cA times that length squared. With activation checkpointing a layer keeps its input, 4H, and
-one layer at a time keeps all of it.
+with `selective` what its seven products and attention made, c (2AD + 2KD + 2H + 2F) + 4A; one layer at a time keeps
+all of it, of which attention's output, gate and up are there already.
 
 The head never holds all logits: R supervised rows of hidden states and their gradients, cRH each, its workspace, and
-the float32 gradient of its weight, 4VH.
+the float32 gradient of its weight, 4VH, unless that is frozen.
 """
 
 import numpy as np
@@ -30,31 +35,44 @@ def estimate_bytes(
     shape: ModelShape,
     parameters: int,
     *,
+    frozen: int = 0,
+    held: int = 0,
+    rank: int = 0,
     rows: list[np.ndarray],
     supervised: int,
     bf16: bool,
     device: str,
-    checkpointing: bool,
+    checkpointing: str,
 ) -> dict[str, int]:
     """Bytes by what they are for, at the worst moment of a step.
 
-    `rows`: the documents' lengths of each row; `supervised`: the most supervised tokens of a row.
+    `rows`: the documents' lengths of each row; `supervised`: the most supervised tokens of a row. Of the `parameters`,
+    `frozen` are not trained and `held` in bf16; `rank` is that of the adapters.
     """
     c = 2 if bf16 else 4
     head = shape.vocab * shape.hidden
+    trained = parameters - frozen
+    products = shape.layers * shape.layer_weights + shape.adapter_weights + head
     tokens = max(int(lengths.sum()) for lengths in rows)
-    layer = activation_bytes(shape, c) * tokens
+    layer = (activation_bytes(shape, c) + 7 * c * rank) * tokens
     if bf16 and device == "cpu":
         scores = max(int(np.square(lengths[lengths <= MAX_PLAIN_LENGTH]).sum()) for lengths in rows)
         layer += c * shape.heads * scores
-    kept = 4 * shape.hidden * tokens
+    kept, there = 4 * shape.hidden * tokens, 0
+    if checkpointing == "selective":
+        attention, wide = c * shape.heads * shape.head_dim * tokens, 2 * c * shape.intermediate * tokens
+        key_values = 2 * c * shape.kv_heads * shape.head_dim * tokens
+        kept += 2 * attention + key_values + 2 * c * shape.hidden * tokens + wide + 4 * shape.heads * tokens
+        there = attention + wide
     return {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "moments": 8 * parameters,
-        "casts": 2 * (shape.layers * shape.layer_weights + head) if bf16 else 0,
-        "activations": shape.layers * kept + layer if checkpointing else shape.layers * layer,
-        "head": 2 * c * supervised * shape.hidden + _workspace(shape, supervised, c, device) + 4 * head,
+        "weights": 4 * (parameters - held) + 2 * held,
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
+        "casts": 2 * max(0, products - held) if bf16 else 0,
+        "activations": shape.layers * layer if checkpointing == "off" else shape.layers * kept + layer - there,
+        "head": 2 * c * supervised * shape.hidden
+        + _workspace(shape, supervised, c, device)
+        + (0 if frozen else 4 * head),
     }
 
 

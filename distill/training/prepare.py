@@ -1,18 +1,23 @@
 """All there is before the first step: the student, its documents, the plan of every step, what it is validated on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from distill import console
 from distill.errors import InputError
 from distill.flops import ModelShape
 from distill.packing.arms import Arm
-from distill.packing.plan import Batch, Step, plan
-from distill.packing.render import Rendered, render
+from distill.packing.balance import document_costs
+from distill.packing.budget import Budget
+from distill.packing.documents import rendered_documents
+from distill.packing.pack import Document
+from distill.packing.plan import Batch, Step, budget, plan
+from distill.packing.render import Rendered
 from distill.packing.source import TraceSet
+from distill.training.distillation import Teaching, teach
 from distill.training.settings import TrainSettings
 from distill.training.student import Origin, load_origin
 from distill.training.validation import Validation, is_held_out, split, when
@@ -27,28 +32,45 @@ class Ready:
     steps: list[Step]
     validation: Validation | None
     validate_after: set[int]  # numbers of finished steps
+    until: Budget | None = None  # what ended the plan; None: whole epochs
+    teaching: Teaching | None = None  # a teacher's distributions; None: the student learns from text alone
+
+    @property
+    def documents(self) -> Sequence[Document]:
+        """The documents that are trained on, by reference; with the teacher's distributions where there are any."""
+        return self.rendered.documents if self.teaching is None else self.teaching.documents
 
 
-def make_ready(settings: TrainSettings, trace_set: TraceSet, *, weights: bool = True) -> Ready:
-    """The student, its documents, its plan and what it is validated on. Without `weights` the student is a shape."""
+def make_ready(
+    settings: TrainSettings, trace_set: TraceSet, *, weights: bool = True, documents: Path | None = None
+) -> Ready:
+    """The student, its documents, its plan and what it is validated on. Without `weights` the student is a shape.
+
+    The documents are kept in the folder `documents`, or found there; without one they are in memory. Of several ranks
+    that call this at once with the same folder, one tokenizes and all map its files.
+    """
     arm = settings.shown
     held_out = {p.problem.id for p in trace_set.pairs if is_held_out(p.problem.prompt, settings.validation)}
     origin = load_origin(
         settings.student,
-        TraceSet(trace_set.key, [p for p in trace_set.pairs if p.problem.id not in held_out]).texts(),
+        replace(trace_set, pairs=[p for p in trace_set.pairs if p.problem.id not in held_out]).texts(),
         packed=settings.packed,
         vocab_size=settings.vocab_size,
         seed=settings.seed,
         think_tags=settings.think_tags,
+        lora=settings.lora,
         weights=weights,
     )
+    # Saved with the student; the one it starts from may have been told otherwise.
+    origin.chat.think = replace(origin.chat.think, mode_signal=settings.mode_signal)
     positions = getattr(origin.model.config, "max_position_embeddings", None)
     if positions is not None and settings.row_tokens > positions and not settings.packed:
         raise InputError(f"row_tokens={settings.row_tokens} exceeds the model's {positions} positions")
     with console.progress() as bar:
         task = bar.add_task("tokenizing", total=len(trace_set.pairs))
-        rendered = render(
-            trace_set.pairs,
+        rendered = rendered_documents(
+            documents,
+            trace_set,
             origin.chat,
             answers=settings.answers,
             max_length=min(settings.row_tokens, positions or settings.row_tokens),
@@ -57,9 +79,13 @@ def make_ready(settings: TrainSettings, trace_set: TraceSet, *, weights: bool = 
             advance=lambda n: bar.advance(task, n),
         )
     training, held = split(rendered, held_out, settings.validation)
-    steps = _plan(settings, arm, rendered, training)
+    steps, until = _plan(settings, arm, rendered, training, origin.shape)
     validation = Validation.build(settings, rendered, held, arm.ratio) if held else None
-    return Ready(origin, rendered, steps, validation, when(settings, steps, len(training)))
+    teaching = None
+    if settings.distillation_weight:
+        entries = origin.model.config.get_text_config().vocab_size
+        teaching = teach(settings, trace_set, rendered, steps, origin.chat, entries)
+    return Ready(origin, rendered, steps, validation, when(settings, steps, len(training)), until, teaching)
 
 
 def prepare(settings: TrainSettings, trace_set: TraceSet) -> tuple[Origin, Rendered, list[Step]]:
@@ -68,56 +94,26 @@ def prepare(settings: TrainSettings, trace_set: TraceSet) -> tuple[Origin, Rende
     return ready.origin, ready.rendered, ready.steps
 
 
-def _plan(settings: TrainSettings, arm: Arm, rendered: Rendered, training: list[int]) -> list[Step]:
-    """The steps over the `training` pairs, in references to the rendered documents."""
+def _plan(
+    settings: TrainSettings, arm: Arm, rendered: Rendered, training: list[int], shape: ModelShape
+) -> tuple[list[Step], Budget | None]:
+    """The steps over the `training` pairs, in references to the rendered documents, and what ended them."""
     references = [2 * pair + mode for pair in training for mode in (0, 1)]
-    lengths = np.array([rendered.documents[r].length for r in references])
-    batch = Batch(settings.batch_unit, settings.batch, settings.row_tokens, settings.packed)
-    steps = plan(arm, lengths, batch=batch, epochs=settings.epochs, seed=settings.seed, tokens=settings.tokens)
-    if len(training) == rendered.n_pairs:
-        return steps
-    return [replace(step, rows=[[references[r] for r in row] for row in step.rows]) for step in steps]
-
-
-def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
-    """What will be trained on, counted from the plan: no clock is involved.
-
-    Tokens are input tokens; by mode, the share of examples, tokens and loss (supervised tokens) is given. `validation`
-    is what one validation reads and costs.
-    """
-    origin, rendered, steps = ready.origin, ready.rendered, ready.steps
-    shape = ModelShape.from_config(origin.model.config)
-    lengths = np.array([d.length for d in rendered.documents])
-    supervised = np.array([d.supervised for d in rendered.documents])
-    seen = np.array([r for step in steps for row in step.rows for r in row])
-    rows = [row for step in steps for row in step.rows]
-    by_mode = {}
-    for mode, name in enumerate(("ift", "reasoning")):
-        of_mode = seen[seen % 2 == mode]
-        by_mode[name] = {
-            "examples": len(of_mode),
-            "tokens": int(lengths[of_mode].sum()),
-            "supervised_tokens": int(supervised[of_mode].sum()),
-        }
-    row_slots = len(rows) * settings.row_tokens if settings.packed else None
-    return {
-        "arm": settings.arm,
-        "student": settings.student,
-        "parameters": sum(p.numel() for p in origin.model.parameters()),
-        "vocabulary": origin.model.config.vocab_size,
-        "steps": len(steps),
-        "rows": len(rows),
-        "examples": len(seen),
-        "tokens": int(lengths[seen].sum()),
-        "supervised_tokens": int(supervised[seen].sum()),
-        "by_mode": by_mode,
-        "flops": shape.training_flops(lengths[seen], int(supervised[seen].sum())),
-        "row_fill": float(lengths[seen].sum() / row_slots) if row_slots else None,
-        "pairs": rendered.n_pairs - (ready.validation.pairs if ready.validation else 0),
-        "validation": ready.validation.describe(shape) if ready.validation else None,
-        "dropped_pairs": rendered.dropped,
-        "dropped_tokens": rendered.dropped_tokens,
-    }
+    lengths = rendered.lengths[references]
+    flops = document_costs(lengths, rendered.supervised[references], shape)
+    batch = Batch(
+        settings.batch_unit, settings.batch, settings.row_tokens, settings.packed, settings.balance_ranks or 1
+    )
+    common = dict(batch=batch, seed=settings.seed, flops=flops)
+    if settings.tokens is not None:
+        until = Budget("tokens", settings.tokens, lengths)
+    else:
+        epochs = sum(own for _, own in arm.curriculum) or settings.epochs
+        until = budget(settings.match, lengths, epochs=epochs, **common)
+    steps = plan(arm, lengths, epochs=settings.epochs, until=until, **common)
+    if len(training) < rendered.n_pairs:
+        steps = [replace(step, rows=[[references[r] for r in row] for row in step.rows]) for step in steps]
+    return steps, until
 
 
 def resolve_precision(precision: str, device: torch.device, hidden: int) -> torch.dtype:

@@ -1,17 +1,20 @@
 """The training itself: every step of a plan, with checkpoints, validations and a person who may stop it.
 
-A step sums token losses over its rows, divides by the step's count of supervised tokens, clips and updates. A
+A step sums weighted token losses over its rows, divides by the sum of their weights, clips and updates. A
 checkpoint is weights, moments and the number of finished steps, with the validations up to there; killed at any moment,
 the same command goes on from the last one and ends in the same bytes.
+
+Several ranks share the rows of a step, never its size: sums over rows become sums over ranks, and nothing else changes.
+Every rank runs as many batches as the others, since weights are put together by all of them at once; one that has no row
+left runs an idle one.
 """
 
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,23 @@ import torch
 from torch import nn
 
 from distill import console
-from distill.errors import InputError
-from distill.flops import ModelShape
 from distill.kernels import fuse_layers
+from distill.packing.balance import balance
+from distill.packing.loss_weights import total_weight
 from distill.packing.pack import Document, Pack, build_pack
 from distill.packing.plan import Step
 from distill.training import best, checkpoint
 from distill.training.activations import checkpoint_activations
-from distill.training.log import TrainingLog
+from distill.training.compile import compile_layers, resolve_compile
+from distill.training.log import Diverged, TrainingLog
 from distill.training.padded import PaddedBatch, build_padded
 from distill.training.peak import peak_flops
 from distill.training.prepare import Ready, resolve_precision
+from distill.training.ranks import Ranks, Stopped, stop_requests
 from distill.training.schedule import learning_rate
 from distill.training.settings import RunOptions, TrainSettings
+from distill.training.sharding import shard, take_apart, whole
+from distill.training.speed import Speed
 from distill.training.student import Student
 
 # Every step has packs of new lengths, and on a CPU oneDNN and its torch binding keep a compiled kernel for each of the
@@ -41,89 +48,107 @@ for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "32")
 
 _LOG_EVERY = 10  # steps between reading losses back from the device
-
-
-class Stopped(Exception):
-    """Training was asked to stop by `signal` (Ctrl-C, SIGTERM) and has saved a checkpoint."""
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
+# What a rank without a row runs: its loss times zero, so that it takes part in all that ranks do together.
+_IDLE = Document(np.zeros(2, dtype=np.int32), prompt_length=1)
 
 
 class Run:
-    """One training on one device."""
+    """One training on one device, or this rank's part of one on several."""
 
-    def __init__(self, settings: TrainSettings, options: RunOptions, ready: Ready):
-        self.settings, self.options, self.ready = settings, options, ready
+    def __init__(self, settings: TrainSettings, options: RunOptions, ready: Ready, ranks: Ranks):
+        self.settings, self.options, self.ready, self.ranks = settings, options, ready, ranks
         origin = ready.origin
-        self.documents, self.steps = ready.rendered.documents, ready.steps
+        self.documents, self.steps = ready.documents, ready.steps
         self.pair_ids = ready.rendered.pair_ids
         self.pad_id = origin.chat.tokenizer.pad_token_id or 0
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = ranks.device
         self.dtype = resolve_precision(settings.precision, self.device, origin.model.config.hidden_size)
-        self.shape = ModelShape.from_config(origin.model.config)
-        self.student = Student(origin.model).to(self.device).train()
+        self.shape = origin.shape
+        if ranks.mesh is None:  # FSDP puts the parameters of a layer together in one dtype
+            origin.hold_base(self.dtype)
+        distillation = ready.teaching and ready.teaching.distillation
+        self.student = Student(origin.model, z_loss=settings.z_loss, distillation=distillation).train()
+        checkpoint_activations(origin.model, options.activation_checkpointing)
+        is_mixed = self.dtype is torch.bfloat16
+        # FSDP casts the weights it puts together, where they are sent; autocast where they are used.
+        self.autocast = is_mixed and (ranks.mesh is None or self.device.type == "cpu")
+        if ranks.mesh is None:
+            self.student.to(self.device)
+        else:
+            shard(self.student, ranks, bf16=is_mixed and not self.autocast, cpu_offload=options.cpu_offload)
         fuse_layers(origin.model)  # on a GPU with liger-kernel; changes speed, and rounding as another kernel would
-        if options.activation_checkpointing == "full":
-            checkpoint_activations(origin.model)
+        if resolve_compile(settings.compile, self.device):
+            compile_layers(origin.model)
         self.optimizer = build_optimizer(self.student, settings)
 
     def train(self, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Run every step that is not done yet. Returns what was measured, and every validation."""
-        checkpoints = folder / "checkpoints"
-        done = checkpoint.restore(checkpoints, self.student, self.optimizer)
+        checkpoints, ranks = folder / "checkpoints", self.ranks
+        done = checkpoint.restore(checkpoints, self.student, self.optimizer, ranks)
         validations = list(done.validations)
         if self.settings.keep == "best":
-            best.check(checkpoints, validations, done.step)
+            best.check(checkpoints, validations, done.step, ranks)
         if done.step:
             console.note(f"{folder}: going on from step {done.step} of {len(self.steps)}")
-        log = TrainingLog(folder, done, tensorboard=self.options.tensorboard)
         peak, peak_source = peak_flops(self.device, self.dtype)
+        peak *= ranks.world
         started = saved = time.monotonic()
         seconds = lambda: done.seconds + time.monotonic() - started  # noqa: E731
         tokens = supervised = 0
         flops = validating = 0.0
-        with log, _stop_requests() as stop, self._bar(done.step) as (bar, task):
+        with ExitStack() as stack:
+            log = ranks.only_first(
+                lambda: stack.enter_context(TrainingLog(folder, done, tensorboard=self.options.tensorboard))
+            )
+            flush = lambda: ranks.only_first(lambda: log.flush(self._name_documents))  # noqa: E731
+            stop = stack.enter_context(stop_requests())
+            bar, task = stack.enter_context(self._bar(done.step))
             for number in range(done.step, len(self.steps)):
                 loss, gradient_norm, rate, counts = self.step(self.steps[number])
                 tokens, supervised = tokens + counts["tokens"], supervised + counts["supervised_tokens"]
                 flops += counts["flops"]
-                log.add(number, loss, gradient_norm, rate, counts)
+                if log is not None:
+                    log.add(number, loss, gradient_norm, rate, counts)
                 last = number + 1 == len(self.steps)
                 validate = number + 1 in self.ready.validate_after
-                if (number + 1) % _LOG_EVERY == 0 or last or stop or validate:
-                    value = log.flush(self._name_documents)
-                    elapsed = time.monotonic() - started - validating
-                    bar.update(
-                        task, completed=number + 1, loss=value, rate=supervised / elapsed, mfu=flops / elapsed / peak
-                    )
-                if validate:
-                    start = time.monotonic()
-                    validations.append(self.validate(number + 1))
-                    log.add_validation(validations[-1])
-                    if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
-                        best.keep(checkpoints, self.student, number + 1)
-                    validating += time.monotonic() - start
                 due = (
                     (number + 1) % self.options.checkpoint_steps == 0
                     if self.options.checkpoint_steps
-                    else time.monotonic() - saved >= self.options.checkpoint_seconds
+                    else ranks.is_first and time.monotonic() - saved >= self.options.checkpoint_seconds
                 )
-                if (due or stop) and not last:
-                    log.flush(self._name_documents)
+                asked, due = ranks.most(stop[0] if stop else 0, due)  # a request may have reached any of them
+                if (number + 1) % _LOG_EVERY == 0 or last or asked or validate:
+                    value = flush()
+                    elapsed = time.monotonic() - started - validating
+                    memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_rss_bytes()
+                    speed = Speed(tokens / elapsed, supervised / elapsed, flops / elapsed / peak, memory)
+                    bar.update(task, completed=number + 1, loss=value, speed=speed)
+                    if log is not None:
+                        log.add_speed(number + 1, speed)
+                if validate:
+                    start = time.monotonic()
+                    validations.append(self.validate(number + 1))
+                    if log is not None:
+                        log.add_validation(validations[-1])
+                    if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
+                        best.keep(checkpoints, self.student, number + 1, ranks)
+                    validating += time.monotonic() - start
+                if (due or asked) and not last:
+                    flush()
                     progress = checkpoint.Progress(number + 1, seconds(), validations)
-                    checkpoint.save(checkpoints, self.student, self.optimizer, progress)
+                    checkpoint.save(checkpoints, self.student, self.optimizer, progress, ranks)
                     saved = time.monotonic()
-                if stop and not last:
+                if asked and not last:
                     raise Stopped(
                         f"stopped after step {number + 1} of {len(self.steps)}; run the same command to go on from there",
-                        stop[0],
+                        int(asked),
                     )
         total = seconds()
         elapsed = max(time.monotonic() - started - validating, 1e-9)
         if self.settings.keep == "best":
-            best.load(checkpoints, self.student, best.best_of(validations)["step"])
+            best.load(checkpoints, self.student, best.best_of(validations)["step"], ranks)
+        on_gpu = self.device.type == "cuda"
+        rss, device_bytes = ranks.most(peak_rss_bytes(), torch.cuda.max_memory_allocated() if on_gpu else 0)
         measured = {
             "seconds": total,
             "validation_seconds": validating,
@@ -132,52 +157,53 @@ class Run:
             "mfu": flops / elapsed / peak,
             "peak_flops": peak,
             "peak_flops_source": peak_source,
-            "peak_rss_bytes": peak_rss_bytes(),
-            "peak_device_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None,
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "peak_rss_bytes": int(rss),
+            "peak_device_bytes": int(device_bytes) if on_gpu else None,
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "ranks": ranks.world,
             "threads": torch.get_num_threads(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         return measured, validations
 
     def validate(self, step: int) -> dict[str, Any]:
-        """The losses on the held-out pairs after `step`. Raises InputError when one is not finite."""
+        """The losses on the held-out pairs after `step`. Raises Diverged when one is not finite."""
         self.student.eval()
         found = self.ready.validation.measure(self._sum_of_losses)
+        take_apart(self.student)
         self.student.train()
         if not all(np.isfinite(value) for value in found.values()):
-            raise InputError(
-                f"validation after step {step}: loss {found['loss']}; stopped, the last checkpoint is kept"
-            )
+            raise Diverged(f"validation after step {step}: loss {found['loss']}; stopped, the last checkpoint is kept")
         return {"step": step, **found}
 
     @torch.no_grad()
     def _sum_of_losses(self, documents: list[list[Document]]) -> float:
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for batch in self._batches(documents):
+        for batch, weight in self._batches(documents):
             with self._autocast():
-                total += self.student(batch.to(self.device))
-        return float(total)
+                total += self.student(batch.to(self.device)) * weight
+        return float(self.ranks.sum(total))
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     def step(self, step: Step) -> tuple[torch.Tensor, torch.Tensor, float, dict[str, Any]]:
-        """One optimizer step: (mean loss, gradient norm before clipping, learning rate, counts)."""
+        """One optimizer step: (weighted mean of the losses, gradient norm before clipping, learning rate, counts)."""
         rate = learning_rate(self.settings, step.index, step.of, step.phase)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         documents = [[self.documents[r] for r in row] for row in step.rows]
         lengths = np.array([d.length for row in documents for d in row])
-        supervised = sum(d.supervised for row in documents for d in row)
+        of_documents = [d.supervised for row in documents for d in row]
+        supervised, divisor = sum(of_documents), total_weight(of_documents, self.settings.loss_weight)
         total = torch.zeros((), device=self.device)
-        for batch in self._batches(documents):
+        for batch, weight in self._batches(documents):
             with self._autocast():
-                loss = self.student(batch.to(self.device))
-            # The sum over the step divided by the step's count: rows weigh by their supervised tokens.
-            (loss / supervised).backward()
+                loss = self.student(batch.to(self.device)) * weight
+            # The sum over the step divided by the step's sum of weights: a row counts by what its tokens weigh.
+            (loss / divisor).backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.gradient_clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.gradient_clip))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         counts = {
@@ -185,23 +211,44 @@ class Run:
             "supervised_tokens": supervised,
             "flops": self.shape.training_flops(lengths, supervised),
         }
-        return total / supervised, norm, rate, counts
+        return self.ranks.sum(total) / divisor, norm, rate, counts
 
-    def _batches(self, documents: list[list[Document]]) -> Iterator[Pack | PaddedBatch]:
-        if self.settings.packed:
-            yield from (build_pack(row) for row in documents)
-            return
-        flat = [row[0] for row in documents]
-        start = 0
-        while start < len(flat):  # as many documents as fit into row_tokens once padded
+    def _batches(self, documents: list[list[Document]]) -> Iterator[tuple[Pack | PaddedBatch, float]]:
+        """This rank's batches of rows, as many as every rank has, each with the weight of its loss: 0 when it is idle."""
+        for row in self._share(documents):
+            weight, row = (1.0, row) if row else (0.0, [_IDLE])
+            weigh = self.settings.loss_weight
+            yield build_pack(row, weigh) if self.settings.packed else build_padded(row, self.pad_id, weigh), weight
+
+    def _share(self, documents: list[list[Document]]) -> list[list[Document]]:
+        rank, world = self.ranks.rank, self.ranks.world
+        if not self.settings.packed:
+            flat = [row[0] for row in documents]
+            if world == 1:
+                return self._cut(flat)
+            flat.sort(key=lambda d: -d.length)  # what is computed at the same time is about as long
+            shares = [self._cut(flat[first::world]) for first in range(world)]
+            most = max(map(len, shares))
+            return shares[rank] + [[]] * (most - len(shares[rank]))
+        if world == 1:
+            return documents
+        costs = [self.shape.training_flops([d.length for d in r], sum(d.supervised for d in r)) for r in documents]
+        groups = balance(documents, np.array(costs), world, seed=self.settings.seed)
+        return [group[rank] if rank < len(group) else [] for group in groups]
+
+    def _cut(self, documents: list[Document]) -> list[list[Document]]:
+        """As many documents together as fit into row_tokens once padded."""
+        batches, start = [], 0
+        while start < len(documents):
             stop, longest = start, 0
-            while stop < len(flat):
-                longest = max(longest, flat[stop].length)
+            while stop < len(documents):
+                longest = max(longest, documents[stop].length)
                 if stop > start and longest * (stop - start + 1) > self.settings.row_tokens:
                     break
                 stop += 1
-            yield build_padded(flat[start:stop], self.pad_id)
+            batches.append(documents[start:stop])
             start = stop
+        return batches
 
     def _name_documents(self, number: int) -> str:
         references = [r for row in self.steps[number].rows for r in row]
@@ -210,14 +257,9 @@ class Run:
 
     @contextmanager
     def _bar(self, done: int) -> Iterator[Any]:
-        columns = (
-            "loss {task.fields[loss]:.3f}",
-            "{task.fields[rate]:,.0f} sup. tok/s",
-            "MFU {task.fields[mfu]:.0%}",
-        )
-        with console.progress(*columns) as bar:
-            name = self.settings.arm
-            yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss=float("nan"), rate=0.0, mfu=0.0)
+        with console.progress("loss {task.fields[loss]:.3g}", "{task.fields[speed]}") as bar:
+            name = self.settings.arm.partition(":")[0]
+            yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss=float("nan"), speed="")
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -226,23 +268,6 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
     others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.adam_betas, fused=True)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or SIGTERM arrives; a second one is not held back."""
-    received: list[int] = []
-
-    def remember(number: int, _frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def peak_rss_bytes() -> int:

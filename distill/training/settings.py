@@ -1,16 +1,33 @@
 """Settings of one student's training."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.errors import InputError
 from distill.packing.arms import Arm
+from distill.packing.budget import Match
+from distill.packing.chat import ModeSignal
+from distill.packing.loss_weights import LossWeight
 from distill.settings import Settings
-from distill.training.sizes import default_learning_rate
+from distill.training.sizes import SIZES, default_learning_rate
 
 Tag = Annotated[str, Field(min_length=1)]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+
+# At alpha 32 the best rate hardly depends on the rank and is about ten times that of training all weights
+# (Schulman et al., "LoRA Without Regret", 2025).
+LORA_ALPHA, LORA_RATE = 32.0, 10
+
+
+class Lora(NamedTuple):
+    """Adapters to train instead of the weights."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] | None  # names of linear layers; None: all of the blocks
+    merge: bool
 
 
 class PhaseSettings(Settings):
@@ -36,8 +53,21 @@ class TrainSettings(Settings):
     batch_unit: Literal["examples", "tokens"] = "examples"
     epochs: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1, description="train until this many input tokens instead of whole epochs")
+    match: Match = Field("samples", description="until as many steps, tokens or flops as arm reasoning in these epochs")
+    balance_ranks: int | None = Field(
+        None, ge=1, description="with a batch of tokens: so many rows in a row of a step cost the same; the devices"
+    )
 
-    learning_rate: float = Field(gt=0, description="peak; 1e-5, or a from-scratch size's own, if not given")
+    loss_weight: LossWeight = Field("token", description="what weighs the same; answer: reasoning and answer by half")
+    z_loss: float = Field(0.0, ge=0, description="this times lse^2 is added to the loss of a token")
+    distillation_weight: float = Field(
+        0.0, ge=0, le=1, description="share of the divergence from the teacher's distributions; else cross-entropy"
+    )
+    divergence: Divergence = "forward_kl"
+
+    learning_rate: float | tuple[float, ...] = Field(
+        description="peak; 1e-5, or a from-scratch size's own, if not given; of several the best on validation"
+    )
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int = Field(0, ge=0, description="length of the decay of schedule wsd")
@@ -53,16 +83,49 @@ class TrainSettings(Settings):
     validation_steps: int | None = Field(None, ge=1, description="validate every so many steps instead")
     keep: Literal["last", "best"] = Field("last", description="the last weights, or those of lowest validation loss")
 
+    lora_rank: int | None = Field(None, ge=1, description="train adapters of this rank instead of the weights")
+    lora_alpha: float | None = Field(None, gt=0, description="adapters count alpha / rank; 32 if not given")
+    lora_targets: tuple[Tag, ...] | None = Field(None, min_length=1, description="all-linear, or layers: q_proj,v_proj")
+    merge: bool = Field(False, description="save the whole model with its adapters added in, and them beside it")
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of each layer; auto: on GPUs")
     vocab_size: int = Field(512, ge=262, description="entries of a from-scratch student's tokenizer")
     think_tags: tuple[Tag, Tag] | None = Field(None, description="what marks reasoning, for tokenizers without <think>")
+    mode_signal: ModeSignal = Field("none", description="prompt: the question ends with the mode that is wanted")
 
     @model_validator(mode="before")
     @classmethod
     def _learning_rate_of_the_student(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("learning_rate") is None:
-            return values | {"learning_rate": default_learning_rate(str(values.get("student")))}
+            rate = default_learning_rate(str(values.get("student")))
+            return values | {"learning_rate": rate * (LORA_RATE if values.get("lora_rank") is not None else 1)}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rates_of_a_flag(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("learning_rate"), str):
+            return values
+        try:
+            rates = [float(part) for part in values["learning_rate"].split(",")]
+        except ValueError:
+            return values  # the field's own check says what was found
+        return values | {"learning_rate": rates if len(rates) > 1 else rates[0]}
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _learning_rates_read(cls, given: Any) -> Any:
+        parts = given if isinstance(given, list | tuple) else [given]
+        try:
+            rates = tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            rates = ()
+        if not rates or not all(0 < rate < float("inf") for rate in rates):
+            raise ValueError("expected a number above 0, or several of them to choose from")
+        if len(set(rates)) < len(rates):
+            raise ValueError("expected learning rates that differ from each other")
+        return rates if len(rates) > 1 else rates[0]
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +145,45 @@ class TrainSettings(Settings):
             return values | {"arm": str(Arm.parse(values["arm"]))}
         return values
 
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _lora_targets_read(cls, targets: Any) -> Any:
+        if targets == "all-linear":
+            return None
+        return tuple(name.strip() for name in targets.split(",")) if isinstance(targets, str) else targets
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> "TrainSettings":
+        given = [n for n in ("lora_alpha", "lora_targets", "merge") if getattr(self, n) not in (None, False)]
+        if self.lora_rank is None and given:
+            raise InputError(f"{given[0]}: there are no adapters without lora_rank")
+        if self.lora_rank is not None and self.student in SIZES:
+            raise InputError(f"lora_rank: student {self.student} starts from scratch, so there is nothing to adapt")
+        return self
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters to train; None: all weights are trained."""
+        if self.lora_rank is None:
+            return None
+        return Lora(self.lora_rank, self.lora_alpha or LORA_ALPHA, self.lora_targets, self.merge)
+
+    @model_validator(mode="after")
+    def _learning_rates_fit(self) -> "TrainSettings":
+        if isinstance(self.learning_rate, tuple):
+            if self.validation == 0:
+                raise InputError("learning_rate: choosing one of several needs a share of pairs in validation")
+            if any(phase.learning_rate is not None for phase in self.phases or ()):
+                raise InputError("learning_rate: several to choose from, and a phase with its own; give one of them")
+        return self
+
+    @property
+    def candidates(self) -> "tuple[TrainSettings, ...]":
+        """The same settings with each of several learning rates, the smallest first; themselves with one."""
+        if not isinstance(self.learning_rate, tuple):
+            return (self,)
+        return tuple(self.model_copy(update={"learning_rate": rate}) for rate in sorted(self.learning_rate))
+
     @property
     def shown(self) -> Arm:
         """What the student is shown, and in what order."""
@@ -91,8 +193,26 @@ class TrainSettings(Settings):
         """Of the phase of that number, from 0."""
         return (self.phases and self.phases[phase].learning_rate) or self.learning_rate
 
+    def for_ranks(self, world: int) -> "TrainSettings":
+        """With `balance_ranks` as the plan has it: `world` if it was not given; None where rows are cut inside a step's
+        examples or are documents, so that there the number of devices does not name a student."""
+        planned = self.batch_unit == "tokens" and self.packed
+        return self.model_copy(update={"balance_ranks": (self.balance_ranks or world) if planned else None})
+
+    @model_validator(mode="after")
+    def _distillation_fits(self) -> "TrainSettings":
+        if self.distillation_weight == 0 and self.divergence != "forward_kl":
+            raise InputError(f"divergence {self.divergence} needs a distillation_weight above 0")
+        if self.distillation_weight > 0 and self.z_loss > 0:
+            raise InputError("z_loss is a part of cross-entropy, which rows with a teacher have not; give one of them")
+        return self
+
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainSettings":
+        if self.match != "samples" and self.tokens is not None:
+            raise InputError(
+                f"match {self.match} and tokens={self.tokens} both say when training ends; give one of them"
+            )
         if self.schedule == "wsd" and self.decay_steps == 0:
             raise ValueError("schedule wsd needs decay_steps of at least 1")
         if self.batch_unit == "tokens" and self.packed and self.batch < self.row_tokens:
@@ -106,11 +226,13 @@ class RunOptions(Settings):
     """How a training runs on this machine: none of it changes the result."""
 
     out: Path
+    documents: Path | None = Field(None, description="where tokenized documents are kept, for several trainings")
     threads: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(60.0, ge=0, description="least time between two checkpoints")
     checkpoint_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps instead")
     tensorboard: bool = True
-    activation_checkpointing: Literal["off", "full"] = Field(
+    cpu_offload: bool = Field(False, description="keep weights and moments in the CPU's memory, on GPUs only")
+    activation_checkpointing: Literal["off", "selective", "full"] = Field(
         "off",
-        description="full: keep a layer's input only and run it again in the backward; less memory, a third more work",
+        description="what is run again in the backward for less memory: selective, what is cheap; full, every layer",
     )

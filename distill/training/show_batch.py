@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 
 from distill import console
@@ -30,6 +31,7 @@ class Part:
     kind: str  # prompt, reasoning, answer or end of turn
     supervised: bool
     tokens: int
+    loss_weight: float  # of all its tokens together
     text: str
 
 
@@ -37,10 +39,11 @@ def show_batch(settings: TrainSettings, traces: Path) -> dict[str, Any]:
     """The documents of the first row of the first step, each as its parts. Nothing is trained and nothing written."""
     ready = make_ready(settings, read_traces(traces), weights=False)
     references = ready.steps[0].rows[0]
-    pack = build_pack([ready.rendered.documents[r] for r in references])
+    pack = build_pack([ready.rendered.documents[r] for r in references], settings.loss_weight)
+    reasoning_lengths = ready.rendered.reasoning_lengths[references].tolist()
     documents = [
         {"pair": ready.rendered.pair_ids[r // 2], "mode": MODES[r % 2], "parts": [asdict(part) for part in parts]}
-        for r, parts in zip(references, parts_of(pack, ready.origin.chat), strict=True)
+        for r, parts in zip(references, parts_of(pack, reasoning_lengths, ready.origin.chat), strict=True)
     ]
     return {
         "arm": settings.arm,
@@ -52,49 +55,38 @@ def show_batch(settings: TrainSettings, traces: Path) -> dict[str, Any]:
     }
 
 
-def parts_of(pack: Pack, chat: ChatFormat) -> list[list[Part]]:
-    """The parts of every document of a pack."""
+def parts_of(pack: Pack, reasoning_lengths: list[int], chat: ChatFormat) -> list[list[Part]]:
+    """The parts of every document of a pack; `reasoning_lengths` of each, as its loss is weighed by them."""
     bounds = pack.cu_seqlens.tolist()
     ids, labels = pack.input_ids[0].tolist(), pack.labels[0].tolist()
+    of_rows = torch.zeros(len(ids))
+    of_rows[pack.loss_rows] = torch.ones(()) if pack.loss_weights is None else pack.loss_weights
+    weights = of_rows.where(pack.labels[0] != IGNORE, 0.0).tolist()
     # The label of a row is the token after it, so a document's last token is only a label.
     return [
-        _parts([*ids[start:end], labels[end - 1]], [False, *(label != IGNORE for label in labels[start:end])], chat)
-        for start, end in pairwise(bounds)
+        _parts([*ids[start:end], labels[end - 1]], [0.0, *weights[start:end]], length, chat)
+        for (start, end), length in zip(pairwise(bounds), reasoning_lengths, strict=True)
     ]
 
 
-def _parts(tokens: list[int], supervised: list[bool], chat: ChatFormat) -> list[Part]:
-    first = supervised.index(True)
+def _parts(tokens: list[int], weights: list[float], reasoning_length: int, chat: ChatFormat) -> list[Part]:
+    first = next(i for i, weight in enumerate(weights) if weight)
     last = len(tokens) - (tokens[-1] == chat.end_of_turn)
-    reasoned = first + _reasoning_tokens(tokens[first:last], chat)
+    reasoned = first + reasoning_length
     cuts = {"prompt": (0, first), "reasoning": (first, reasoned), "answer": (reasoned, last)}
     cuts["end of turn"] = (last, len(tokens))
     return [
-        Part(kind, all(supervised[start:end]), end - start, _decode(tokens[start:end], chat))
+        Part(kind, all(weights[start:end]), end - start, sum(weights[start:end]), chat.decode(tokens[start:end]))
         for kind, (start, end) in cuts.items()
         if end > start
     ]
 
 
-def _reasoning_tokens(target: list[int], chat: ChatFormat) -> int:
-    """How many tokens of a target there are up to the closing think tag, which may be several tokens; 0 without one."""
-    closing = chat.think.closing
-    if closing not in _decode(target, chat):
-        return 0
-    low, high = 0, len(target)
-    while low < high:  # the shortest beginning whose text has the tag
-        middle = (low + high) // 2
-        low, high = (low, middle) if closing in _decode(target[:middle], chat) else (middle + 1, high)
-    return low
-
-
-def _decode(tokens: list[int], chat: ChatFormat) -> str:
-    return chat.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
 def print_batch(shown: dict[str, Any]) -> None:
-    """The same for a person: a line for each line of text, `|` where the loss is taken and `:` where it is not."""
+    """The same for a person: a line for each line of text, `|` where the loss is taken and `:` where it is not. Where
+    tokens do not all weigh 1, what a part weighs stands behind its tokens."""
     documents = shown["documents"]
+    width = max([18, *(len(_label(part)) for document in documents for part in document["parts"])])
     _print(
         f"first row of {shown['arm']} for {shown['student']}: {len(documents)} documents, {shown['tokens']:,} tokens of "
         f"{shown['row_tokens']:,}, {shown['supervised_tokens']:,} supervised"
@@ -105,11 +97,16 @@ def print_batch(shown: dict[str, Any]) -> None:
             f"--- document {number} of {len(documents)}: {document['pair']}, {document['mode']} ".ljust(80, "-"), "bold"
         )
         for part in document["parts"]:
-            label = f"{part['kind']} ({part['tokens']})"
+            label = _label(part)
             mark = "|" if part["supervised"] else ":"
             for line in _printable(part["text"]).split("\n"):
-                _print(f"{label:>18} {mark} {line}", _STYLES[part["kind"]])
+                _print(f"{label:>{width}} {mark} {line}", _STYLES[part["kind"]])
                 label = ""
+
+
+def _label(part: dict[str, Any]) -> str:
+    weighed = part["supervised"] and part["loss_weight"] != part["tokens"]
+    return f"{part['kind']} ({part['tokens']})" + (f" {part['loss_weight']:.2f}" if weighed else "")
 
 
 def _print(line: str, style: str = "") -> None:

@@ -13,11 +13,15 @@ from transformers.utils import logging as transformers_logging
 
 from distill.artifact import folder_identity
 from distill.errors import InputError
+from distill.flops import ModelShape
 from distill.kernels import attention_plan, linear_cross_entropy, register_attention
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.pack import Document, Pack, build_pack
 from distill.packing.tokenizer import train_tokenizer
+from distill.training.distillation import Distillation
+from distill.training.lora import adapter_weights, add_adapters, hold_base_in
 from distill.training.padded import PaddedBatch, build_padded
+from distill.training.settings import Lora
 from distill.training.sizes import SIZES, check_student
 
 SCRATCH_POSITIONS = 4096
@@ -30,18 +34,39 @@ class Origin:
     model: Any  # a Hugging Face causal language model, fp32
     chat: ChatFormat
     save_dtype: torch.dtype
+    source: str  # as it was given
+    lora: Lora | None = None  # of the adapters in the model, with the targets they have
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape.from_config(self.model.config, adapter_weights=adapter_weights(self.model))
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def hold_base(self, dtype: torch.dtype) -> int:
+        """Keep frozen weights in the `dtype` of matrix products where no bit changes; returns how many are.
+
+        That is in bf16 beside adapters, where the files have bf16 too: merging then adds to what they have.
+        """
+        if self.lora is None or dtype is not torch.bfloat16 or self.save_dtype is not torch.bfloat16:
+            return 0
+        return hold_base_in(self.model, dtype)
 
 
 class Student(nn.Module):
-    """A decoder and its head as one module: `forward(batch)` is the sum of token losses over supervised rows.
+    """A decoder and its head as one module: `forward(batch)` is the sum of token losses over supervised rows, each times
+    its weight where the batch has weights.
 
     The head runs on supervised rows only and never holds their logits. A `Pack` is attended per document; a
-    `PaddedBatch` is an ordinary padded batch.
+    `PaddedBatch` is an ordinary padded batch. In training each token's loss has z_loss * lse^2 added. Rows of a batch that
+    have a teacher's distributions have the loss that `distillation` says.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, *, z_loss: float = 0.0, distillation: Distillation | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.z_loss, self.distillation = model, z_loss, distillation
 
     def context(self, batch: Pack | PaddedBatch) -> dict[str, Any]:
         """What the decoder must be told of a batch besides its tokens."""
@@ -60,14 +85,23 @@ class Student(nn.Module):
     def forward(self, batch: Pack | PaddedBatch) -> torch.Tensor:
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         hidden = decoder(input_ids=batch.input_ids, use_cache=False, **self.context(batch)).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, batch.loss_rows)
+        labels = batch.labels.flatten().index_select(0, batch.loss_rows)
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        if batch.teacher is not None:
+            return self.distillation.sum_of_losses(
+                hidden, labels, batch.loss_weights, batch.teacher, head=head, softcap=softcap
+            )
         return linear_cross_entropy(
-            hidden.flatten(0, 1).index_select(0, batch.loss_rows),
+            hidden,
             head.weight,
-            batch.labels.flatten().index_select(0, batch.loss_rows),
+            labels,
             bias=head.bias,
+            token_weights=batch.loss_weights,
             reduction="sum",
+            z_loss=self.z_loss if self.training else 0.0,  # a validation judges the answers, not the regulariser
             ignore_index=None,  # loss_rows are the supervised ones, so nobody has to ask a GPU which rows those are
-            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
+            softcap=softcap,
         )
 
 
@@ -90,13 +124,14 @@ def load_origin(
     vocab_size: int,
     seed: int,
     think_tags: tuple[str, str] | None = None,
+    lora: Lora | None = None,
     weights: bool = True,
 ) -> Origin:
-    """Build or load a student; `texts` train the tokenizer of one from scratch. Without `weights` its model is only
-    shapes, on torch's meta device.
+    """Build or load a student; `texts` train the tokenizer of one from scratch. With `lora` all but the adapters is
+    frozen. Without `weights` its model is only shapes, on torch's meta device.
 
-    Raises InputError for an unknown name, a folder without safetensors, no think tags, or a model whose loss is not
-    what our head computes.
+    Raises InputError for an unknown name, a folder without safetensors, no think tags, a model whose loss is not what
+    our head computes, or adapters for layers that it has not.
     """
     check_student(student)
     transformers_logging.disable_progress_bar()  # its bars of half a second break ours
@@ -105,7 +140,10 @@ def load_origin(
         register_attention()
     if student in SIZES:
         return _from_scratch(student, texts, vocab_size, seed, attention, weights)
-    return _from_pretrained(student, attention, think_tags, weights)
+    origin = _from_pretrained(student, attention, think_tags, weights)
+    if lora is not None:
+        origin.lora = add_adapters(origin.model, lora, seed=seed, source=student)
+    return origin
 
 
 def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, attention: str, weights: bool) -> Origin:
@@ -128,7 +166,7 @@ def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, a
     with torch.device("cpu" if weights else "meta"):
         model = Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
     tokenizer.model_max_length = SCRATCH_POSITIONS
-    return Origin(model, ChatFormat(tokenizer, COMPACT, source=f"student {size}"), torch.float32)
+    return Origin(model, ChatFormat(tokenizer, COMPACT, source=f"student {size}"), torch.float32, size)
 
 
 def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] | None, weights: bool) -> Origin:
@@ -145,7 +183,7 @@ def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] |
                     config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
                 ),
             )
-        return Origin(model, chat, save_dtype)
+        return Origin(model, chat, save_dtype, student)
     model = _library(
         student,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -158,18 +196,22 @@ def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] |
         ),
     )
     _require_our_loss(model, student)
-    return Origin(model, chat, save_dtype)
+    return Origin(model, chat, save_dtype, student)
 
 
 def _read_pretrained(student: str, think_tags: tuple[str, str] | None) -> tuple[Any, ChatFormat]:
     """Config and chat format, without the weights."""
     folder = Path(student)
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():  # transformers would load another model, the adapters' base
+            raise InputError(f"{folder}: holds LoRA adapters and no model of its own; train them with --merge")
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder}: has no config.json; expected a Hugging Face model folder")
         if not list(folder.glob("*.safetensors")):
             raise InputError(f"{folder}: has no *.safetensors; other weight formats can run code and are not read")
     config = _library(student, lambda: AutoConfig.from_pretrained(student, trust_remote_code=False))
+    if config.get_text_config() is not config:
+        raise InputError(f"student {student}: {config.model_type} reads more than text; expected a model of text alone")
     tokenizer = _library(student, lambda: AutoTokenizer.from_pretrained(student, trust_remote_code=False))
     think = ThinkFormat.load(folder)
     if think_tags is not None:

@@ -5,7 +5,7 @@ holds out those of a smaller one and more, and a question is never on both sides
 split is a hash of the prompt too, and would otherwise decide this one.
 
 An arm that shows both modes is validated on both modes of every held-out pair. Its loss is what training is expected
-to see, R = share of reasoning, S = sum of a mode's token losses, N = its supervised tokens:
+to see, R = share of reasoning, S = sum of a mode's token losses times their weights, N = sum of those weights:
 
     loss = (R S_reasoning + (1 - R) S_ift) / (R N_reasoning + (1 - R) N_ift)
 
@@ -22,6 +22,7 @@ import numpy as np
 from distill.errors import InputError
 from distill.flops import ModelShape
 from distill.packing.binning import best_fit_decreasing
+from distill.packing.loss_weights import LossWeight, total_weight
 from distill.packing.pack import Document
 from distill.packing.plan import Step
 from distill.packing.render import MODES, Rendered
@@ -43,6 +44,7 @@ class Validation:
     rows: dict[str, list[list[Document]]]  # mode -> rows
     reasoning_share: float
     pairs: int
+    loss_weight: LossWeight
 
     @classmethod
     def build(
@@ -54,15 +56,17 @@ class Validation:
             if (reasoning_share if mode == "reasoning" else 1.0 - reasoning_share) > 0:
                 documents = [rendered.documents[2 * pair + number] for pair in pairs]
                 rows[mode] = _rows(documents, settings)
-        return cls(rows, reasoning_share, len(pairs))
+        return cls(rows, reasoning_share, len(pairs), settings.loss_weight)
 
     def measure(self, sum_of_losses: Callable[[list[list[Document]]], float]) -> dict[str, float]:
-        """{"loss": per supervised token, "loss_<mode>": of each mode}; `sum_of_losses` runs rows."""
+        """{"loss": weighted mean over supervised tokens, "loss_<mode>": of each mode}; `sum_of_losses` runs rows and
+        weighs their tokens as training does."""
         found, numerator, denominator = {}, 0.0, 0.0
         for mode, rows in self.rows.items():
-            total, count = sum_of_losses(rows), sum(d.supervised for row in rows for d in row)
-            weight = self.reasoning_share if mode == "reasoning" else 1.0 - self.reasoning_share
-            numerator, denominator = numerator + weight * total, denominator + weight * count
+            total = sum_of_losses(rows)
+            count = total_weight([d.supervised for row in rows for d in row], self.loss_weight)
+            share = self.reasoning_share if mode == "reasoning" else 1.0 - self.reasoning_share
+            numerator, denominator = numerator + share * total, denominator + share * count
             found[f"loss_{mode}"] = total / count
         return {"loss": numerator / denominator, **found}
 

@@ -223,3 +223,19 @@ def test_bad_arguments_are_named(change, names):
     }
     with pytest.raises(ValueError, match=names):
         linear_topk_divergence(**(arguments | change))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_row_is_ignored_when_none_is_to_be(reduction):
+    """ignore_index=None asks nobody which rows count: the same loss and gradients, and -100 is no label then."""
+    hidden, weight, ids, logprobs, labels = inputs(11, 8, 40, 5, ignored=0)
+    results = []
+    for ignore_index in (-100, None):
+        loss = linear_topk_divergence(
+            hidden, weight, ids, logprobs, labels=labels, ce_weight=0.3, reduction=reduction, ignore_index=ignore_index
+        )
+        results.append((loss, *torch.autograd.grad(loss.sum(), (hidden, weight))))
+    assert_all_close(*results)
+    labels[4] = -100
+    with pytest.raises(ValueError, match="labels"):
+        linear_topk_divergence(hidden, weight, ids, logprobs, labels=labels, ce_weight=0.3, ignore_index=None)

@@ -11,7 +11,8 @@ import pytest
 
 from distill.errors import InputError
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
-from distill.packing.pack import Document, build_pack
+from distill.packing.pack import IGNORE, Document, build_pack
+from distill.packing.render import MODES, render
 
 CHATML = (
     "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}{% endif %}"
@@ -129,6 +130,47 @@ def test_supervised_is_the_reasoning_the_answer_and_the_end_of_turn(family, toke
         assert ids.count(chat.end_of_turn) == 1 and ids[-1] == chat.end_of_turn
 
 
+# A question as each family shows it up to the assistant's first token, written out by hand.
+ASKED = {
+    "qwen2.5": "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "llama-3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "gemma-3": "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+    "deepseek-r1": "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜><think>\n",
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_mask_is_a_border_in_the_whole_conversation(name, tokenizer_with, make_pairs):
+    """The conversation as one text, tokenized at once: its tokens are the document's, and those that begin at or after
+    the assistant's first character are the labels. Every byte is a token, so no token spans the border."""
+    family = FAMILIES[name]
+    tokenizer = tokenizer_with(family.special, family.template, family.eos)
+    chat = ChatFormat(tokenizer, ThinkFormat(), source="here")
+    modes = ("reasoning",) if family.opens else MODES
+    pairs = make_pairs(12)
+    documents = render(
+        pairs, chat, answers="teacher", max_length=10**6, vocab_size=len(tokenizer), modes=modes
+    ).documents
+    for at, pair in enumerate(pairs):
+        question = pair.problem.prompt
+        before = ASKED[name].replace("{}", question.strip() if name in ("llama-3", "gemma-3") else question)
+        for mode in modes:
+            thought = f"<think>\n{pair.reasoning.reasoning}\n</think>\n\n" if mode == "reasoning" else ""
+            said = thought.removeprefix(family.opens) + pair.trace(mode).answer + family.end
+            whole = tokenizer.backend_tokenizer.encode(before + said, add_special_tokens=False)
+            document = documents[2 * at + MODES.index(mode)]
+            assert document.tokens.tolist() == whole.ids
+            supervised = [start >= len(before) for start, _ in whole.offsets]
+            labels = build_pack([document]).labels[0].tolist()
+            expected = [token if inside else IGNORE for token, inside in zip(whole.ids, supervised, strict=True)]
+            assert labels == expected[1:]
+            border = len(before) + len(thought.removeprefix(family.opens).removesuffix("\n\n"))
+            reasoning = [len(before) <= start < border for start, _ in whole.offsets]
+            assert document.reasoning_length == sum(reasoning)
+
+
 def test_a_block_opened_by_the_prompt_cannot_hold_an_answer_without_reasoning(tokenizer_with):
     r1 = FAMILIES["deepseek-r1"]
     chat = ChatFormat(tokenizer_with(r1.special, r1.template, r1.eos), ThinkFormat(), source="here")
@@ -230,7 +272,34 @@ def test_the_think_format_travels_with_the_student(tmp_path):
     (tmp_path / "distill_chat.json").write_text('{"opening": "<t>", "color": "red"}')
     with pytest.raises(InputError, match=r"distill_chat\.json: field color"):
         ThinkFormat.load(tmp_path)
-    for damaged in ('{"opening": ""}', '{"opening": 5}', "[]", "{"):
+    for damaged in (
+        '{"opening": ""}',
+        '{"closing": ""}',
+        '{"opening": 5}',
+        '{"after_closing": null}',
+        '{"mode_signal": "maybe"}',
+        "[]",
+        "{",
+    ):
         (tmp_path / "distill_chat.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"distill_chat\.json"):
+        with pytest.raises(InputError, match=r"distill_chat\.json") as refused:
             ThinkFormat.load(tmp_path)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_mode_signal_is_asked_for_or_refused(tokenizer_with, make_pairs, tmp_path):
+    qwen = FAMILIES["qwen3"]
+    tokenizer = tokenizer_with(qwen.special, qwen.template, qwen.eos)
+    prompts = [pair.problem.prompt for pair in make_pairs(5)]
+    ThinkFormat(mode_signal="prompt").save(tmp_path)
+    chat = ChatFormat(tokenizer, ThinkFormat.load(tmp_path), source="here")
+    for mode, end in {"reasoning": " /think", "ift": " /no_think"}.items():
+        assert chat.prompt_ids(prompts, mode) == [ask(tokenizer, prompt + end) for prompt in prompts]
+    with pytest.raises(InputError, match=r"^here: is told in the question .*--mode"):
+        chat.prompt_ids(prompts)
+    ThinkFormat().save(tmp_path)
+    assert "mode_signal" not in (tmp_path / "distill_chat.json").read_text()
+    plain = ChatFormat(tokenizer, ThinkFormat.load(tmp_path), source="here")
+    assert plain.rendered == chat.rendered
+    with pytest.raises(InputError, match=r"^here: has no mode signal, so --mode ift"):
+        plain.prompt_ids(prompts, "ift")

@@ -142,6 +142,7 @@ def test_factors_and_examples_are_of_the_seeds_that_both_arms_have(tmp_path):
 def test_a_contrast_says_what_its_arms_were_matched_on_and_what_it_is_about(tmp_path):
     arms = [{"arm": "ift"}, {"arm": "reasoning"}, {"arm": "mixed:0.5"}]
     arms += [{"arm": "ift", "match": "tokens"}, {"arm": "reasoning", "answers": "gold"}]
+    arms += [{"arm": "ift", "match": "flops"}, {"arm": "sequential:0.5", "match": "flops", "answers": "stripped"}]
     expected = {  # treatment, control -> matched on, what the sentence names
         ("reasoning", "ift"): ("samples", "reasoning pay"),
         ("mixed0.5", "ift"): ("samples", "tiny-mixed0.5"),
@@ -150,6 +151,9 @@ def test_a_contrast_says_what_its_arms_were_matched_on_and_what_it_is_about(tmp_
         ("mixed0.5", "ift-tokens_matched"): ("nothing", "tiny-mixed0.5"),
         ("reasoning-gold", "ift-tokens_matched"): ("nothing", "reasoning pay"),
         ("ift", "ift-tokens_matched"): ("nothing", "tiny-ift"),
+        ("reasoning", "ift-flops_matched"): ("flops", "reasoning pay"),
+        ("sequential0.5-stripped-flops_matched", "ift-flops_matched"): ("flops", "tiny-sequential0.5-stripped-flops"),
+        ("ift-flops_matched", "ift-tokens_matched"): ("nothing", "tiny-ift-flops_matched"),
     }
     contrasts = [{"treatment": t, "control": c} for t, c in expected]
     contrasts[0]["verdict_size"] = "tiny"

@@ -57,18 +57,13 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(arms=[{"arm": "mixed:1.5"}]), "from 0 to 1"),
         (changed(arms=[{"arm": "reason"}]), "did you mean 'reasoning'"),
         (changed(arms=[{"arm": "ift"}, {"arm": "ift"}]), "appears twice"),
-        (changed(arms=[{"arm": "ift", "match": "tokens"}]), "needs an arm 'reasoning'"),
+        (changed(arms=[{"arm": "ift", "match": "token"}]), "arms.0.match"),
         (changed(contrasts=[{"verdict_size": "tinny"}]), "did you mean 'tiny'"),
         (changed(contrasts=[{"treatment": "mixed", "verdict_size": "tiny"}]), "unknown arm in contrasts"),
         (changed(contrasts=[{}]), "exactly one"),
         (changed(margin_points=0), "margin_points"),
         (changed(hardware="h2000"), "h200-sxm"),
         (changed(epoch=3), "epoch: no such field"),
-        (
-            changed(arms=[*MINI["arms"], {"arm": "sequential:0.5", "match": "tokens"}]),
-            "a sequential arm cannot match tokens",
-        ),
-        (changed(arms=[*MINI["arms"], {"arm": "ift", "match": "tokens", "seeds": [0, 3]}]), "size tiny with seed 3"),
         (changed(arms=[{"arm": "ift"}, {"arm": "reasoning", "seeds": [1]}]), "no training seed in common in tiny"),
         (changed(training={"batch": 0}), "training of tiny-ift: field batch"),
         (changed(training={"schedule": "wsd"}), "needs decay_steps"),
@@ -102,19 +97,17 @@ def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_margin(low, high,
     assert decide(Interval((low + high) / 2, low, high), margin=2.0) == verdict
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"arm": "ift", "match": "tokens", "students": ["tiny"]},
-        {"arm": "mixed:0.5", "match": "tokens", "answers": "stripped", "seeds": [1]},
-    ],
-)
-def test_an_arm_matched_on_tokens_whose_twins_are_all_there_is_accepted(row):
-    students = [MINI["students"][0] | {"seeds": [0, 1]}, MINI["students"][0] | {"name": "other", "seeds": [1]}]
-    settings = validate(StudySettings, changed(arms=[*MINI["arms"], row], students=students), source="study.yaml")
-    members = {member.id: member for cell in cells(settings) for member in cell.students()}
-    twins = [member.token_twin for member in members.values() if member.token_twin]
-    assert twins and members.keys() >= set(twins)
+@pytest.mark.parametrize("arm", ["ift", "mixed:0.5", "sequential:0.5"])
+@pytest.mark.parametrize("match", ["steps", "tokens", "flops"])
+def test_any_arm_can_be_matched_with_or_without_the_arm_reasoning(arm, match):
+    row = {"arm": arm, "match": match, "answers": "stripped", "seeds": [0, 7]}
+    name = f"{arm.replace(':', '')}-stripped-{match}_matched"
+    contrast = {"treatment": name, "verdict_size": "tiny"}
+    settings = validate(StudySettings, changed(arms=[{"arm": "ift"}, row], contrasts=[contrast]), source="study.yaml")
+    (cell,) = [cell for cell in cells(settings) if cell.arm.match != "samples"]
+    assert cell.id == f"tiny-{name}"
+    wanted = [member.train_settings(settings) for member in cell.students()]
+    assert [(w.arm, w.match, w.tokens, w.seed) for w in wanted] == [(arm, match, None, 0), (arm, match, None, 7)]
 
 
 CONTRAST = {

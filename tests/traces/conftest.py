@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
 
 THINK, END_THINK, END = 1, 2, 3  # token ids of the fake model; every character is a token of its own otherwise
@@ -35,6 +36,9 @@ class FakeTeacher:
     def __init__(self) -> None:
         self.reply: Callable[[dict[str, Any]], dict[str, Any] | int] = default_reply  # a choice, or an HTTP status
         self.tokens = True  # whether it is a server that tells token ids
+        self.tokenizer: Any = None  # a Hugging Face one in place of a token a character; END is its end of turn too
+        self.logprobs_mode = "raw_logprobs"
+        self.max_logprobs = 20
         self.key: str | None = None
         self.delay_s = 0.0
         self.asked: Counter[str] = Counter()  # by request body
@@ -46,6 +50,36 @@ class FakeTeacher:
     @property
     def requests(self) -> int:
         return sum(self.asked.values())
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if self.tokenizer else tokenize(text)
+
+    def distribution(self, messages: list[dict[str, str]], thinking: bool, position: int) -> np.ndarray:
+        """Log-probabilities of 262 ids before sampling, float64; decided by its arguments alone."""
+        text = json.dumps([messages, thinking, position], sort_keys=True).encode()
+        logits = 3 * np.random.default_rng(list(hashlib.sha256(text).digest())).standard_normal(262)
+        return logits - np.log(np.exp(logits).sum())
+
+    def logprobs(self, body: dict[str, Any], token_ids: list[int]) -> dict[str, Any]:
+        """As vLLM writes them: the sampled token first, then the most likely, up to as many as were asked for."""
+        content = []
+        for position, token in enumerate(token_ids):
+            thinking = body.get("chat_template_kwargs", {}).get("enable_thinking", False)
+            values = self.distribution(body["messages"], thinking, position)
+            if self.logprobs_mode == "raw_logits":
+                values = values + 40
+            if self.logprobs_mode == "processed_logprobs" and body["temperature"] > 0:
+                values = values / body["temperature"]
+                values -= np.log(np.exp(values).sum())
+                order = np.argsort(-values)
+                before = np.cumsum(np.exp(values[order])) - np.exp(values[order])
+                values[order[before >= body["top_p"]]] = -np.inf
+                values -= np.log(np.exp(values).sum())
+            likely = [int(i) for i in np.argsort(-values) if i != token]
+            listed = [token, *likely][: body["top_logprobs"]]
+            top = [{"token": f"token_id:{i}", "logprob": max(float(values[i]), -9999.0)} for i in listed]
+            content.append({"token": f"token_id:{token}", "logprob": top[0]["logprob"], "top_logprobs": top})
+        return {"content": content}
 
 
 def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
@@ -79,7 +113,7 @@ def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
             if self.refused():
                 return
             if self.path == "/tokenize":
-                known = {"tokens": tokenize(body["prompt"])}
+                known = {"tokens": teacher.tokenize(body["prompt"])}
                 self.send(200 if teacher.tokens else 404, known if teacher.tokens else {})
                 return
             with teacher.lock:
@@ -98,7 +132,12 @@ def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
             text = (message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
             usage = {"prompt_tokens": 10, "completion_tokens": len(tokenize(text)) + 1}
             if teacher.tokens and body.get("return_token_ids"):
-                choice = {"token_ids": [*tokenize(text), END]} | choice
+                choice = {"token_ids": [*teacher.tokenize(text), END][: body["max_tokens"]]} | choice
+            if body.get("top_logprobs", 0) > teacher.max_logprobs:
+                self.send(400, {"error": {"message": f"greater than max allowed: {teacher.max_logprobs}"}})
+                return
+            if body.get("logprobs"):
+                choice = {"logprobs": teacher.logprobs(body, choice["token_ids"])} | choice
             self.send(200, {"choices": [choice], "usage": usage | choice.pop("usage", {})})
 
     return Handler

@@ -59,7 +59,7 @@ def test_it_is_read_from_the_labels(rng):
     document = Document(torch.tensor(prompt + target).numpy().astype("int32"), len(prompt))
     pack = build_pack([document, document])
     pack.labels[0, document.length + len(prompt) - 1] = IGNORE  # the second's first target token
-    first, second = show.parts_of(pack, chat)
+    first, second = show.parts_of(pack, [chat.reasoning_tokens(target)] * 2, chat)
     assert first[0].tokens == len(prompt) and second[0].tokens == len(prompt) + 1
 
 
@@ -69,7 +69,7 @@ def test_tags_of_several_tokens_and_text_that_moves_a_cursor(capsys):
     assert chat.think_close_id is None
     (prompt,), (target,) = chat.prompt_ids(["add 12"]), chat.target_ids([("1:1\x1b[2J\nso", "[red]3")])
     pack = build_pack([Document(torch.tensor(prompt + target).numpy().astype("int32"), len(prompt))])
-    (parts,) = show.parts_of(pack, chat)
+    (parts,) = show.parts_of(pack, [chat.reasoning_tokens(target)], chat)
     assert [part.kind for part in parts] == ["prompt", "reasoning", "answer", "end of turn"]
     assert parts[1].text.endswith("why]]") and parts[2].text.strip() == "[red]3"
     document = {"pair": "a", "mode": "reasoning", "parts": [vars(part) for part in parts]}

@@ -87,6 +87,6 @@ def test_what_cannot_be_a_curriculum(changes, said):
     assert "\n" not in str(refused.value)
 
 
-def test_a_curriculum_is_not_cut_by_tokens(traces, settings):
-    with pytest.raises(InputError, match="arm 'phases' cannot be matched on tokens"):
+def test_a_curriculum_too_long_for_its_tokens_is_refused(traces, settings):
+    with pytest.raises(InputError, match="arm 'phases': 1000 tokens are so few that phase 2 of 3 has no step"):
         make_ready(settings.model_copy(update={"tokens": 1000}), read_traces(traces), weights=False)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from distill import artifact
@@ -100,10 +102,7 @@ def test_killed_stopped_damaged_and_run_by_two_at_once(traces, tmp_path, uninter
     assert "Traceback" not in said and not (out / "manifest.json").exists()
 
     last = newest(out)
-    weights = out / "checkpoints" / f"step-{last:08d}" / "model.safetensors"
-    damaged = bytearray(weights.read_bytes())
-    damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
-    weights.write_bytes(damaged)
+    flip(out / "checkpoints" / f"step-{last:08d}")
 
     both = [start(traces, out), start(traces, out)]
     outputs = [process.communicate()[1] for process in both]
@@ -114,17 +113,38 @@ def test_killed_stopped_damaged_and_run_by_two_at_once(traces, tmp_path, uninter
     assert_same_result(out, uninterrupted)
 
 
+@contextmanager
+def last_checkpoint(copy: Path):
+    """Of a training in this process, the newest checkpoint at its end: the optimizer's state is in no result."""
+    real = artifact.Workspace.commit
+
+    def commit(work, *arguments, **named):
+        if work.kind == "student":
+            shutil.copytree(max((work.path / "checkpoints").glob("step-*")), copy)
+        return real(work, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifact.Workspace, "commit", commit)
+        yield
+
+
 @pytest.mark.long
-def test_killed_many_times(traces, tmp_path, uninterrupted):
-    out = tmp_path / "student"
-    for _ in range(8):
-        kill_at(traces, out, step=newest(out) + random.randrange(5))
-        if newest(out) > STEPS - 10:
-            break
-    finishing = start(traces, out)
-    finishing.communicate()
-    assert finishing.returncode == 0
+def test_killed_ten_times(traces, tmp_path, uninterrupted):
+    """SIGKILL at ten random steps of one run: weights, logged losses and the optimizer's state end in the same bits."""
+    out, kept = tmp_path / "student", {}
+    for life in range(10):
+        kill_at(traces, out, step=min(newest(out) + random.randrange(5), 5 * (life + 1)))
+    for name, folder in {"killed": out, "whole": tmp_path / "whole"}.items():
+        with last_checkpoint(tmp_path / f"{name}-checkpoint"):
+            options = RunOptions(out=folder, threads=1, checkpoint_steps=2, tensorboard=False)
+            train(TrainSettings(**SETTINGS), traces, options)
+        kept[name] = tmp_path / f"{name}-checkpoint"
     assert_same_result(out, uninterrupted)
+    assert_same_result(out, tmp_path / "whole")
+    for file in kept["whole"].glob("*.safetensors"):
+        found, expected = load_file(kept["killed"] / file.name), load_file(file)
+        assert any(name.startswith("exp_avg_sq.") for name in expected)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 class Killed(BaseException):
@@ -135,10 +155,10 @@ def run_until(traces, out, monkeypatch, step):
     """Train in this process and stop dead when the checkpoint after `step` is due."""
     real = checkpoint.save
 
-    def save(folder, model, optimizer, progress):
+    def save(folder, model, optimizer, progress, ranks):
         if progress.step > step:
             raise Killed
-        real(folder, model, optimizer, progress)
+        real(folder, model, optimizer, progress, ranks)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
@@ -151,19 +171,19 @@ def options(out):
 
 
 def truncate(folder):
-    path = folder / random.choice(["model.safetensors", "optimizer.safetensors", "state.json"])
+    path = random.choice(sorted(folder.iterdir()))
     path.write_bytes(path.read_bytes()[: random.randrange(path.stat().st_size)])
 
 
 def flip(folder):
-    path = folder / random.choice(["model.safetensors", "optimizer.safetensors"])
+    path = random.choice(sorted(folder.glob("*.safetensors")))
     data = bytearray(path.read_bytes())
     data[random.randrange(len(data))] ^= 1 << random.randrange(8)
     path.write_bytes(data)
 
 
 def remove(folder):
-    (folder / random.choice(["model.safetensors", "optimizer.safetensors", "state.json"])).unlink()
+    random.choice(sorted(folder.iterdir())).unlink()
 
 
 def empty(folder):
@@ -262,7 +282,8 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_its_documents(trace
     named = int(said.split("step ")[1].split(":")[0])
     assert newest(out) < named, "a checkpoint of broken weights was kept"
     for folder in out.glob("checkpoints/step-*"):
-        assert all(t.isfinite().all() for t in load_file(folder / "model.safetensors").values()), folder
+        for file in folder.glob("*.safetensors"):
+            assert all(t.isfinite().all() for t in load_file(file).values()), folder
     lines = (out / "training_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, named))
 

@@ -1,0 +1,60 @@
+"""What a training is trained on, counted from its plan before it runs: no clock is involved."""
+
+from typing import Any
+
+import numpy as np
+
+from distill.packing.loss_weights import total_weight
+from distill.packing.render import MODES
+from distill.training.prepare import Ready
+from distill.training.settings import TrainSettings
+
+
+def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
+    """Counts of everything that is trained on, FLOPs, and what one validation reads and costs.
+
+    Tokens are input tokens; `by_mode` splits them, the examples, the supervised tokens and what these weigh in the loss.
+    `matched` says up to what the pairs were repeated, and what the training comes to; None for whole epochs.
+    """
+    origin, rendered, steps = ready.origin, ready.rendered, ready.steps
+    lengths, supervised = rendered.lengths, rendered.supervised
+    rows = [row for step in steps for row in step.rows]
+    seen = np.array([r for row in rows for r in row])
+    by_mode = {}
+    for mode, name in enumerate(MODES):
+        of_mode = seen[seen % 2 == mode]
+        by_mode[name] = {
+            "examples": len(of_mode),
+            "tokens": int(lengths[of_mode].sum()),
+            "supervised_tokens": int(supervised[of_mode].sum()),
+            "loss_weight": total_weight(supervised[of_mode], settings.loss_weight),
+        }
+    totals = {name: sum(of_mode[name] for of_mode in by_mode.values()) for name in by_mode[MODES[0]]}
+    spent = {
+        "steps": len(steps),
+        "tokens": totals["tokens"],
+        "flops": origin.shape.training_flops(lengths[seen], totals["supervised_tokens"]),
+    }
+    matched = None
+    if ready.until is not None:
+        on, to = ready.until.kind, "the given number" if settings.tokens else "arm reasoning in the same epochs"
+        matched = {"on": on, "to": to, "wanted": ready.until.amount, "reached": spent[on]}
+    row_slots = len(rows) * settings.row_tokens if settings.packed else None
+    return {
+        "arm": settings.arm,
+        "student": settings.student,
+        "parameters": sum(p.numel() for p in origin.model.parameters()),
+        "trainable_parameters": origin.trainable_parameters,
+        "vocabulary": origin.model.config.vocab_size,
+        "rows": len(rows),
+        **totals,
+        **spent,
+        "by_mode": by_mode,
+        "matched": matched,
+        "row_fill": totals["tokens"] / row_slots if row_slots else None,
+        "pairs": rendered.n_pairs - (ready.validation.pairs if ready.validation else 0),
+        "distillation": ready.teaching.coverage if ready.teaching else None,
+        "validation": ready.validation.describe(origin.shape) if ready.validation else None,
+        "dropped_pairs": rendered.dropped,
+        "dropped_tokens": rendered.dropped_tokens,
+    }
