@@ -12,6 +12,7 @@
     packing.py      `distill bench packing`: planning, balance, rendering and tokenizing
     training.py     `distill bench training`: our trainer beside TRL's on the same work
     training_memory.py  `distill bench training --memory`: what a step takes as its row grows
+    memory_child.py a process in which memory is measured, and its peak
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
     workload.py     what the training benchmark trains on: documents and one initial student
     contender.py    the child process that trains with one trainer, a few steps at a time

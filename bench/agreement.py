@@ -15,7 +15,7 @@ from torch import nn
 from distill.artifact import read_json, write_json
 from distill.errors import InputError
 from distill.packing.pack import Document, build_pack
-from distill.packing.render import render
+from distill.packing.render import Rendering, render
 from distill.packing.source import read_traces
 from distill.process import child_environment, die_with_parent
 from distill.training.padded import build_padded
@@ -62,13 +62,8 @@ def _ours(spec: dict[str, Any], *, packed: bool) -> dict[str, Any]:
 
 def _documents(spec: dict[str, Any], origin: Origin) -> list[Document]:
     pairs = {pair.problem.id: pair for pair in read_traces(Path(spec["traces"])).pairs}
-    rendered = render(
-        [pairs[name] for name in spec["pair_ids"]],
-        origin.chat,
-        answers="teacher",
-        max_length=spec["row_tokens"],
-        vocab_size=origin.model.config.vocab_size,
-    )
+    how = Rendering("teacher", spec["row_tokens"], origin.model.config.vocab_size)
+    rendered = render([pairs[name] for name in spec["pair_ids"]], origin.chat, how)
     return rendered.documents[1::2]  # those with reasoning
 
 

@@ -7,7 +7,6 @@ and, for TRL, what the step trained on (see peer.py). The first step's seconds i
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from distill.artifact import read_json
+from distill.process import peak_rss_bytes
 
 
 class OutOfTurns(BaseException):
@@ -57,12 +57,6 @@ class Turns:
     def report(self, *, finished: bool) -> None:
         print(json.dumps({"steps": self.records, "finished": finished, **self.about}), file=self.channel, flush=True)
         self.records, self.about = [], {}
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_distill(spec: dict[str, Any]) -> None:

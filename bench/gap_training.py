@@ -5,19 +5,18 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from distill import console
 from distill.bench.gap import GapSettings
 from distill.bench.spread import ratio
 from distill.bench.turns import Contender
 from distill.errors import InputError
-from distill.flops import ModelShape
 from distill.packing.arms import Arm
 from distill.packing.plan import Batch, Step, plan
 from distill.packing.source import TraceSet
+from distill.training.device import resolve_precision, this_device
 from distill.training.peak import peak_flops
-from distill.training.prepare import prepare, resolve_precision
+from distill.training.prepare import make_ready
 from distill.training.settings import TrainSettings
 
 ARMS = ("ift", "reasoning")
@@ -65,8 +64,8 @@ class _Training:
             warmup_steps=10,
             final_learning_rate_ratio=0.0,
         )
-        origin, rendered, self.steps = prepare(self.settings, trace_set)
-        self.shape, self.documents = ModelShape.from_config(origin.model.config), rendered.documents
+        ready = make_ready(self.settings, trace_set, weights=False)
+        self.steps, self.shape, self.documents = ready.steps, ready.origin.shape, ready.rendered.documents
         wanted = settings.steps or (STEPS_WITH_STUDENTS_GIVEN if settings.ift else len(self.steps))
         if wanted != len(self.steps):
             self._cut(wanted)
@@ -99,7 +98,7 @@ class _Training:
 
 
 def _peak(hidden: int) -> float:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     return peak_flops(device, resolve_precision("auto", device, hidden))[0]
 
 

@@ -92,7 +92,7 @@ def document_lengths(count: int, longest: int, seed: int) -> np.ndarray:
 
 def _plan(settings: PackingBenchSettings, row_tokens: int) -> dict[str, Any]:
     from distill.packing.arms import Arm
-    from distill.packing.balance import balance, balance_share, row_costs
+    from distill.packing.balance import balance, balance_share, document_costs, row_sums
     from distill.packing.plan import Batch, plan
 
     reasoning = document_lengths(settings.documents, row_tokens, settings.seed)
@@ -103,7 +103,7 @@ def _plan(settings: PackingBenchSettings, row_tokens: int) -> dict[str, Any]:
     rows = [row for step in steps for row in step.rows]
     shares: dict[str, dict[str, dict[str, float]]] = {}
     for name, shape in SHAPES.items():
-        costs = row_costs(rows, lengths, supervised, shape)
+        costs = row_sums(rows, document_costs(lengths, supervised, shape))
         shares[name] = {}
         for ranks in settings.ranks:
             grouped = balance(costs.tolist(), costs, ranks, settings.seed)
@@ -114,7 +114,8 @@ def _plan(settings: PackingBenchSettings, row_tokens: int) -> dict[str, Any]:
             }
     first, most = next(iter(SHAPES.values())), max(settings.ranks)
     balancing, _ = _repeated(
-        settings.rounds, lambda: balance(rows, row_costs(rows, lengths, supervised, first), most, settings.seed)
+        settings.rounds,
+        lambda: balance(rows, row_sums(rows, document_costs(lengths, supervised, first)), most, settings.seed),
     )
     return {
         "row_tokens": row_tokens,
@@ -152,9 +153,9 @@ class _Tokenizing:
         self.texts = [text for row in zip(*columns, strict=True) for text in row]
 
     def _render(self) -> Any:
-        from distill.packing.render import render
+        from distill.packing.render import Rendering, render
 
-        return render(self.pairs, self.chat, answers="teacher", max_length=1 << 40, vocab_size=self.vocabulary)
+        return render(self.pairs, self.chat, Rendering("teacher", max_length=1 << 40, vocab_size=self.vocabulary))
 
     def _tokenize(self) -> Any:
         return self.alone.encode_batch_fast(self.texts, add_special_tokens=False)

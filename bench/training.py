@@ -97,9 +97,8 @@ class _Bench:
 
     def __init__(self, settings: TrainingBenchSettings, folder: Path):
         from distill.bench.workload import build_workload, write_examples
-        from distill.flops import ModelShape
         from distill.packing.source import read_traces
-        from distill.training.prepare import prepare
+        from distill.training.prepare import make_ready
         from distill.training.settings import TrainSettings
 
         self.settings, self.folder = settings, folder
@@ -120,8 +119,9 @@ class _Bench:
             schedule="constant",
             precision=settings.precision,
         )
-        origin, rendered, packed_steps = prepare(self.base, trace_set)
-        self.shape = ModelShape.from_config(origin.model.config)
+        ready = make_ready(self.base, trace_set, weights=False)
+        self.shape = ready.origin.shape
+        rendered = ready.rendered
         self.documents = rendered.documents[1::2]  # those with reasoning
         self.mean_tokens = float(np.mean([d.length for d in self.documents]))
         self.padded_batch = max(1, int(settings.row_tokens // self.mean_tokens))
@@ -129,7 +129,7 @@ class _Bench:
         changes = {"packed": False, "batch": self.padded_batch, "batch_unit": "examples"}
         padded = self.base.model_copy(update={**changes, "tokens": None, "epochs": epochs})
         self.train_settings = {"packed": self.base, "padded": padded}
-        self.plans = {"packed": packed_steps, "padded": prepare(padded, trace_set)[2]}
+        self.plans = {"packed": ready.steps, "padded": make_ready(padded, trace_set, weights=False).steps}
 
         by_id = {pair.problem.id: pair for pair in trace_set.pairs}
         order = [r // 2 for step in self.plans["padded"] for row in step.rows for r in row]
@@ -137,7 +137,7 @@ class _Bench:
         self.first = [rendered.pair_ids[i] for i in order[: max(1, int((total <= settings.row_tokens).sum()))]]
         orders = {"first": self.first, "padded": [rendered.pair_ids[i] for i in order], "packed": rendered.pair_ids}
         for name, ids in orders.items():
-            write_examples([by_id[i] for i in ids], origin.chat.think, self._examples(name))
+            write_examples([by_id[i] for i in ids], ready.origin.chat.think, self._examples(name))
 
     def _examples(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"

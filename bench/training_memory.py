@@ -20,7 +20,6 @@ The result:
 """
 
 import json
-import subprocess
 import sys
 import time
 from typing import Any
@@ -29,8 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from distill import console
-from distill.errors import InputError
-from distill.process import child_environment, die_with_parent
+from distill.bench.memory_child import high_water, measure_in_child, reset_peak
 from distill.settings import Settings
 
 _WARM_TOKENS = 256
@@ -77,19 +75,10 @@ def bench_training_memory(settings: TrainingMemorySettings) -> dict[str, Any]:
 
 
 def _in_child(settings: TrainingMemorySettings, vocabulary: int, tokens: int) -> dict[str, Any]:
-    spec = json.dumps({"settings": settings.model_dump(mode="json"), "vocabulary": vocabulary, "tokens": tokens})
-    done = subprocess.run(
-        [sys.executable, "-m", "distill.bench.training_memory", spec],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=child_environment(settings.threads, _GIVE_BACK),
-        preexec_fn=die_with_parent,
+    spec = {"settings": settings.model_dump(mode="json"), "vocabulary": vocabulary, "tokens": tokens}
+    return measure_in_child(
+        "distill.bench.training_memory", spec, f"{tokens} tokens", threads=settings.threads, environment=_GIVE_BACK
     )
-    if done.returncode != 0:
-        tail = " | ".join([line for line in done.stderr.splitlines() if line.strip()][-3:])
-        raise InputError(f"bench: {tokens} tokens ended with exit code {done.returncode} ({tail})")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def row_lengths(settings: TrainingMemorySettings, tokens: int) -> np.ndarray:
@@ -106,7 +95,6 @@ def measure(settings: TrainingMemorySettings, vocabulary: int, tokens: int) -> d
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from distill.bench.kernel_memory import high_water, reset_peak
     from distill.flops import ModelShape
     from distill.kernels import register_attention
     from distill.packing.pack import Document, Pack, build_pack

@@ -14,7 +14,6 @@ from distill.artifact import write_json
 from distill.errors import InputError
 from distill.process import child_environment, die_with_parent
 
-TO_THE_END = 1 << 40
 _LOG_LINES = 5
 
 

@@ -150,6 +150,12 @@ def read(path: Path, kind: str, *, made_by: str) -> Artifact:
     return found
 
 
+def recipe_of(path: Path) -> dict[str, Any] | None:
+    """What a folder was made or begun with; None where nothing was. Raises InputError for a damaged file."""
+    found = next((path / name for name in (MANIFEST, RECIPE) if (path / name).is_file()), None)
+    return found and _record(found, recipe=dict)["recipe"]
+
+
 class Workspace:
     """A folder being made; `commit` finishes it. `finished` is the artifact when it was there already."""
 
@@ -166,6 +172,9 @@ class Workspace:
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path)
             if file.is_file() and file.name not in (LOCK, RECIPE, MANIFEST) and name.parts[0] not in remove:
+                if file.name.startswith(".") and file.name.endswith(".part"):  # of a process killed in write_atomic
+                    file.unlink()
+                    continue
                 _sync(file)
                 files[str(name)] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         manifest = {"kind": self.kind, "key": self.key, "recipe": self.recipe, "summary": summary, "files": files}

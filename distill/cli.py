@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,23 @@ UsageError = typer.BadParameter.__bases__[0]  # click's, or that of the copy whi
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; made, or gone on with if it is there.")]
+
+# The groups of what `distill train --help` lists.
+_before, _student, _arm, _batch, _loss, _schedule, _validation, _lora, _machine, _progress = (
+    partial(typer.Option, rich_help_panel=title)
+    for title in (
+        "Before training",
+        "Student",
+        "What it is shown, and how long",
+        "Rows and steps",
+        "Loss",
+        "Learning rate",
+        "Validation",
+        "LoRA",
+        "Machine",
+        "Checkpoints and logs",
+    )
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
@@ -131,82 +149,123 @@ def traces_stats(
 def train(
     traces: Annotated[Path, typer.Option(help="A folder of traces.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; made, or gone on with if it is there.")] = None,
-    student: Annotated[
-        str | None, typer.Option(help="tiny, small, medium, a Hugging Face folder, or a Hub id.")
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON with any of the settings below; flags win.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, order and what is shown with reasoning.", show_default="0")
     ] = None,
-    arm: Annotated[str | None, typer.Option(help="ift, reasoning, mixed:R or sequential:R.")] = None,
-    packed: Annotated[
-        bool | None, typer.Option("--packed/--padded", help="Packed rows, or one document a row.")
+    json: Json = False,
+    show_batch: Annotated[
+        bool, _before("--show-batch", help="Print the first row, supervised tokens marked; train nothing.")
+    ] = False,
+    dry_run: Annotated[bool, _before("--dry-run", help="Print tokens, FLOPs, memory and time; train nothing.")] = False,
+    ranks: Annotated[
+        int | None, _before(help="Devices that --dry-run counts for; torchrun's, or 1, if not given.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML or JSON with any of these settings; flags win.")] = None,
-    answers: Annotated[str | None, typer.Option(help="teacher, stripped or gold.")] = None,
-    seed: int | None = None,
-    row_tokens: Annotated[int | None, typer.Option(help="Tokens of a packed row, and of the longest document.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Size of an optimizer step.")] = None,
-    batch_unit: Annotated[str | None, typer.Option(help="examples or tokens.")] = None,
-    epochs: int | None = None,
-    tokens: Annotated[int | None, typer.Option(help="Train until this many input tokens.")] = None,
+    student: Annotated[str | None, _student(help="tiny, small, medium, a Hugging Face folder, or a Hub id.")] = None,
+    vocab_size: Annotated[
+        int | None, _student(help="Of a from-scratch student's tokenizer.", show_default="512")
+    ] = None,
+    think_tags: Annotated[
+        str | None,
+        _student(help="What marks reasoning where the tokenizer has no token <think>: '<think>,</think>'."),
+    ] = None,
+    arm: Annotated[str | None, _arm(help="ift, reasoning, mixed:R or sequential:R.", show_default="reasoning")] = None,
+    answers: Annotated[
+        str | None,
+        _arm(
+            help="teacher: its own in that mode; stripped: that with reasoning, without it; gold: the given one.",
+            show_default="teacher",
+        ),
+    ] = None,
+    mode_signal: Annotated[
+        str | None,
+        _arm(help="none, or prompt: the question ends with the mode that is wanted.", show_default="none"),
+    ] = None,
+    epochs: Annotated[int | None, _arm(help="How often every pair is shown.", show_default="1")] = None,
+    tokens: Annotated[int | None, _arm(help="Train until this many input tokens instead.")] = None,
     match: Annotated[
-        str | None, typer.Option(help="Train as long as arm reasoning by samples, steps, tokens or flops.")
+        str | None,
+        _arm(help="Train as long as arm reasoning by samples, steps, tokens or flops.", show_default="samples"),
     ] = None,
+    packed: Annotated[
+        bool | None, _batch("--packed/--padded", help="Packed rows (the default), or one document a row.")
+    ] = None,
+    row_tokens: Annotated[
+        int | None, _batch(help="Tokens of a packed row, and of the longest document.", show_default="4096")
+    ] = None,
+    batch: Annotated[
+        int | None, _batch(help="Size of an optimizer step, of all devices together.", show_default="32")
+    ] = None,
+    batch_unit: Annotated[str | None, _batch(help="examples or tokens.", show_default="examples")] = None,
     balance_ranks: Annotated[
-        int | None, typer.Option(help="Devices a batch of tokens is balanced for; those there are.")
+        int | None, _batch(help="Devices a batch of tokens is balanced for; those there are if not given.")
     ] = None,
-    loss_weight: Annotated[str | None, typer.Option(help="What weighs the same: token, example or answer.")] = None,
-    z_loss: Annotated[float | None, typer.Option(help="This times lse^2 is added to a token's loss.")] = None,
+    loss_weight: Annotated[
+        str | None, _loss(help="What weighs the same: token, example or answer.", show_default="token")
+    ] = None,
+    z_loss: Annotated[
+        float | None, _loss(help="This times lse^2 is added to a token's loss.", show_default="0")
+    ] = None,
     distillation_weight: Annotated[
-        float | None, typer.Option(help="0 to 1: learn so much from the teacher's distributions, else from its text.")
+        float | None,
+        _loss(help="0 to 1: learn so much from the teacher's distributions, else from its text.", show_default="0"),
     ] = None,
     divergence: Annotated[
-        str | None, typer.Option(help="From those distributions: forward_kl, reverse_kl or jsd.")
+        str | None,
+        _loss(help="From those distributions: forward_kl, reverse_kl or jsd.", show_default="forward_kl"),
     ] = None,
     learning_rate: Annotated[
-        str | None, typer.Option(help="Peak; 1e-5, with LoRA 1e-4, or a size's own. 1e-4,3e-4: the best on validation.")
+        str | None, _schedule(help="Peak; 1e-5, with LoRA 1e-4, or a size's own. 1e-4,3e-4: the best on validation.")
     ] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine, wsd, linear or constant.")] = None,
-    warmup_steps: int | None = None,
-    decay_steps: Annotated[int | None, typer.Option(help="Length of the decay of schedule wsd.")] = None,
-    weight_decay: float | None = None,
-    validation: Annotated[float | None, typer.Option(help="Share of the pairs held out, by a hash.")] = None,
+    schedule: Annotated[str | None, _schedule(help="cosine, wsd, linear or constant.", show_default="cosine")] = None,
+    warmup_steps: Annotated[int | None, _schedule(help="Length of the linear warm-up.", show_default="0")] = None,
+    decay_steps: Annotated[int | None, _schedule(help="Length of the decay of schedule wsd.")] = None,
+    final_learning_rate_ratio: Annotated[
+        float | None, _schedule(help="Floor of the schedule, as a share of the peak.", show_default="0.1")
+    ] = None,
+    one_schedule: Annotated[
+        bool | None, _schedule("--one-schedule", help="One schedule over all phases of an arm, not one for each.")
+    ] = None,
+    weight_decay: Annotated[float | None, _schedule(help="Of matrices.", show_default="0")] = None,
+    gradient_clip: Annotated[float | None, _schedule(help="Largest norm of a gradient.", show_default="1")] = None,
+    validation: Annotated[
+        float | None, _validation(help="Share of the pairs held out, by a hash.", show_default="0")
+    ] = None,
     validation_epochs: Annotated[
-        int | None, typer.Option(help="Validate every so many epochs; 1 if not given.")
+        int | None, _validation(help="Validate every so many epochs.", show_default="1")
     ] = None,
-    validation_steps: Annotated[int | None, typer.Option(help="Validate every so many steps instead.")] = None,
-    keep: Annotated[str | None, typer.Option(help="last, or best: the weights of lowest validation loss.")] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Train adapters of this rank instead of the weights.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Adapters count alpha / rank; 32 if not given.")] = None,
-    lora_targets: Annotated[str | None, typer.Option(help="all-linear, or layers: q_proj,v_proj.")] = None,
-    merge: Annotated[
-        bool | None, typer.Option("--merge", help="Save the whole model with its adapters added in.")
+    validation_steps: Annotated[int | None, _validation(help="Validate every so many steps instead.")] = None,
+    keep: Annotated[
+        str | None, _validation(help="last, or best: the weights of lowest validation loss.", show_default="last")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    compile: Annotated[str | None, typer.Option(help="Layers by torch.compile: auto (on GPUs), on or off.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Of a from-scratch student's tokenizer.")] = None,
-    think_tags: Annotated[str | None, typer.Option(help="What marks reasoning: '<think>,</think>'.")] = None,
-    mode_signal: Annotated[
-        str | None, typer.Option(help="none, or prompt: the question ends with the mode that is wanted.")
+    lora_rank: Annotated[int | None, _lora(help="Train adapters of this rank instead of the weights.")] = None,
+    lora_alpha: Annotated[float | None, _lora(help="Adapters count alpha / rank; 32 if not given.")] = None,
+    lora_targets: Annotated[
+        str | None, _lora(help="Layers, as q_proj,v_proj; all-linear, which is all, if not given.")
     ] = None,
-    documents: Annotated[
-        Path | None, typer.Option(help="Folder where tokenized documents are kept, shared by trainings.")
+    merge: Annotated[bool | None, _lora("--merge", help="Save the whole model with its adapters added in.")] = None,
+    precision: Annotated[
+        str | None, _machine(help="auto (bf16 where it is faster), fp32 or bf16.", show_default="auto")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
-    checkpoint_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps instead.")] = None,
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard logs.")] = True,
-    cpu_offload: Annotated[
-        bool, typer.Option("--cpu-offload", help="Keep a GPU's weights and moments in the CPU's memory.")
-    ] = False,
+    compile: Annotated[
+        str | None, _machine(help="Layers by torch.compile: auto (on GPUs), on or off.", show_default="auto")
+    ] = None,
     activation_checkpointing: Annotated[
-        str, typer.Option(help="off, selective or full: less memory for more work, same weights.")
-    ] = "off",
-    show_batch: Annotated[
-        bool, typer.Option("--show-batch", help="Print the first row, supervised tokens marked; train nothing.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print tokens, FLOPs, memory and time; train nothing.")
-    ] = False,
-    ranks: Annotated[int, typer.Option(help="Devices that --dry-run counts for; a training has torchrun's.")] = 1,
-    json: Json = False,
+        str | None,
+        _machine(help="off, selective or full: less memory for more work, same weights.", show_default="off"),
+    ] = None,
+    cpu_offload: Annotated[
+        bool | None, _machine("--cpu-offload", help="Keep a GPU's weights and moments in the CPU's memory.")
+    ] = None,
+    threads: Annotated[int | None, _machine(help="CPU threads.")] = None,
+    documents: Annotated[
+        Path | None, _progress(help="Folder where tokenized documents are kept, shared by trainings.")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None, _progress(help="Least time between checkpoints.", show_default="60")
+    ] = None,
+    checkpoint_steps: Annotated[int | None, _progress(help="Checkpoint every so many steps instead.")] = None,
+    tensorboard: Annotated[bool | None, _progress(help="Write TensorBoard logs (the default).")] = None,
 ) -> None:
     """Train one student; the same command again goes on from the last checkpoint.
 
@@ -215,16 +274,22 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     if out is None and not (show_batch or dry_run):
         raise typer.BadParameter("a folder to write is needed.", param_hint="'--out'")
+    if show_batch and dry_run:
+        raise typer.BadParameter("--show-batch and --dry-run are two looks; take one at a time.")
+    if (show_batch or dry_run) and os.environ.get("RANK", "0") != "0":
+        return  # under torchrun, where one look is enough
+    if ranks is not None and not dry_run:
+        raise typer.BadParameter("only --dry-run takes it; a training has those of torchrun.", param_hint="'--ranks'")
     from distill.settings import read_yaml, validate
     from distill.training.settings import RunOptions, TrainSettings
 
-    flags = {name: given[name] for name in TrainSettings.model_fields if name in given}
-    if think_tags:
-        flags["think_tags"] = tuple(think_tags.split(","))
+    written = read_yaml(config) if config else {}
     source = f"{config} and command line" if config else "command line"
-    settings = validate(TrainSettings, (read_yaml(config) if config else {"packed": False}) | flags, source=source)
-    run = {"out": Path()} | {name: given[name] for name in RunOptions.model_fields if name in given}
-    options = validate(RunOptions, run, source="command line")
+    run = {"out": Path()} | {name: written.pop(name) for name in RunOptions.model_fields if name in written}
+    run |= {name: given[name] for name in RunOptions.model_fields if name in given}
+    options = validate(RunOptions, run, source=source)
+    flags = {name: given[name] for name in TrainSettings.model_fields if name in given}
+    settings = validate(TrainSettings, written | flags, source=source)
     if show_batch:
         from distill.training.show_batch import print_batch
         from distill.training.show_batch import show_batch as first_batch
@@ -234,7 +299,7 @@ def train(
     if dry_run:
         from distill.training.dry_run import dry_run as estimate
 
-        found = estimate(settings, traces, options, ranks)
+        found = estimate(settings, traces, options, ranks or int(os.environ.get("WORLD_SIZE", "1")))
         _show_dict(f"{settings.arm} for {settings.student}, not trained", found, json)
         return
     from distill.training.train import train as train_student

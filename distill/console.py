@@ -57,6 +57,10 @@ def facts(title: str, values: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict) and value:
             facts(name, value, indent + "  ")
             continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, entry in enumerate(value, start=1):
+                facts(f"{name} {number}", entry, indent + "  ")
+            continue
         text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
         out.print(f"{indent}  {name}: {text}", markup=False, soft_wrap=True)
 

@@ -3,9 +3,11 @@
 A multiply-add is two FLOPs. Counted are the matrix products: projections, feed-forward, attention scores and their
 product with the values, and the head. Looking up an embedding is free, norms and activations are left out (under 1 %
 at these shapes). Attention is causal and per document: a document of s tokens costs s (s + 1) / 2 query-key pairs, so a
-pack costs the sum over its documents, not its length squared.
+pack costs the sum over its documents, not its length squared. In a layer with a sliding window no query has more keys
+than the window.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +32,7 @@ class ModelShape:
     intermediate: int
     vocab: int
     adapter_weights: int = 0  # of LoRA, in all layers together; with any, the other weights are frozen
+    windows: tuple[int, ...] = ()  # keys that a query sees, of each layer where it does not see all before it
 
     @classmethod
     def from_config(cls, config: Any, *, adapter_weights: int = 0) -> "ModelShape":
@@ -44,6 +47,11 @@ class ModelShape:
             intermediate=config.intermediate_size,
             vocab=config.vocab_size,
             adapter_weights=adapter_weights,
+            windows=tuple(
+                config.sliding_window
+                for kind in getattr(config, "layer_types", None) or ()
+                if kind == "sliding_attention"
+            ),
         )
 
     @property
@@ -52,12 +60,16 @@ class ModelShape:
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
+    @property
+    def product_weights(self) -> int:
+        """The same of all layers, adapters included; the head is not among them."""
+        return self.layers * self.layer_weights + self.adapter_weights
+
     def forward_flops(self, lengths: Iterable[int] | np.ndarray, head_rows: int) -> float:
         """FLOPs of one forward over documents of `lengths` tokens, with the head on `head_rows` of the rows."""
-        s = np.asarray(list(lengths) if not isinstance(lengths, np.ndarray) else lengths, dtype=np.float64)
-        linear = 2.0 * (self.layers * self.layer_weights + self.adapter_weights) * s.sum()
-        attention = 4.0 * self.layers * self.heads * self.head_dim * (s * (s + 1) / 2).sum()
-        return float(linear + attention + 2.0 * self.hidden * self.vocab * head_rows)
+        s = _float(lengths)
+        attention = 4.0 * self.heads * self.head_dim * self._query_key_pairs(s).sum()
+        return float(2.0 * self.product_weights * s.sum() + attention + 2.0 * self.hidden * self.vocab * head_rows)
 
     def training_flops(self, lengths: Iterable[int] | np.ndarray, head_rows: int) -> float:
         """FLOPs of forward and backward (twice the forward), without recomputation.
@@ -65,12 +77,27 @@ class ModelShape:
         With adapters the backward computes no gradients of frozen weights: of their products only those of the inputs,
         in the first layer too, where those of its queries, keys and values are in fact left out.
         """
-        whole = 3.0 * self.forward_flops(lengths, head_rows)
-        if not self.adapter_weights:
-            return whole
-        s = np.asarray(list(lengths) if not isinstance(lengths, np.ndarray) else lengths, dtype=np.float64)
-        frozen = self.layers * self.layer_weights * s.sum() + self.hidden * self.vocab * head_rows
-        return float(whole - 2.0 * frozen)
+        head = self._training_flops_a_weight * self.hidden * self.vocab * head_rows
+        return float(self.training_flops_by_document(lengths).sum() + head)
+
+    def training_flops_by_document(self, lengths: Iterable[int] | np.ndarray) -> np.ndarray:
+        """The same of each document, the head left out, float64[documents]."""
+        s = _float(lengths)
+        a_token = self._training_flops_a_weight * self.layers * self.layer_weights + 6.0 * self.adapter_weights
+        return a_token * s + 12.0 * self.heads * self.head_dim * self._query_key_pairs(s)
+
+    @property
+    def _training_flops_a_weight(self) -> float:
+        """Of the model's own weights, for a row."""
+        return 4.0 if self.adapter_weights else 6.0
+
+    def _query_key_pairs(self, s: np.ndarray) -> np.ndarray:
+        """Of each document of s tokens, in all layers together."""
+        pairs = (self.layers - len(self.windows)) * s * (s + 1) / 2
+        for window, layers in Counter(self.windows).items():
+            w = np.minimum(s, window)
+            pairs += layers * (w * (w + 1) / 2 + (s - w) * w)
+        return pairs
 
     def generation_flops(self, prompt_tokens: int, output_tokens: int) -> float:
         """FLOPs to read a prompt and generate `output_tokens` with a key-value cache.
@@ -80,6 +107,10 @@ class ModelShape:
         if output_tokens <= 0:
             return 0.0
         return self.forward_flops([prompt_tokens + output_tokens - 1], output_tokens)
+
+
+def _float(lengths: Iterable[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(lengths if isinstance(lengths, np.ndarray) else list(lengths), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Child processes: an environment in which they neither fight for cores nor import our folders by bare names."""
+"""Child processes, in an environment where they neither fight for cores nor import our folders by bare names; and what
+this process has taken."""
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -38,3 +40,9 @@ def die_with_parent() -> None:
     PR_SET_PDEATHSIG = 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,5 +1,6 @@
 """Loads and validates settings. Each room owns its own model; this file only reads YAML and words the errors."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,10 @@ def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Mode
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            what = "no such field"
+            near = get_close_matches(str(first["loc"][-1]), model.model_fields, n=1) if len(first["loc"]) == 1 else []
+            what = "no such field" + (f"; did you mean {near[0]}?" if near else "")
+        elif first["type"] == "missing":
+            what = "needed, but not given"
         raise InputError(f"{source}: field {field}: {what}{found}{more}") from None
 
 

@@ -89,14 +89,15 @@ def liger_problem(device_type: str) -> str | None:
     return None
 
 
-def fuse_layers(model: nn.Module) -> list[str]:
+def fuse_layers(model: nn.Module, device: torch.device | None = None) -> list[str]:
     """Let liger-kernel compute what it can of a transformers model; returns what was replaced, such as "25 RMSNorm".
 
-    To be called when the model is on its device, before it is sharded or compiled. Calling it again changes nothing.
+    `device`: where the model runs; where its weights are if not given, which offloaded ones are not. To be called before
+    the model is compiled. Calling it again changes nothing.
     What unsupported_fusion has a reason against stays as it is; so does a module of a kind not known here.
     """
     config = model.config
-    device_type = next(model.parameters()).device.type
+    device_type = (device or next(model.parameters()).device).type
     done = []
     for layer in LAYERS:
         if unsupported_fusion(layer, config, device_type) is not None:

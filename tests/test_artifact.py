@@ -260,3 +260,11 @@ def test_a_start_that_fails_leaves_a_folder_of_the_users_as_it_was(tmp_path):
     assert list((tmp_path / "mine").iterdir()) == []
     with artifact.workspace(tmp_path / "mine", "thing", {"x": 2}) as work:  # other settings are welcome
         work.commit({})
+
+
+def test_what_a_killed_write_left_is_no_part_of_what_is_made(tmp_path):
+    with artifact.workspace(tmp_path / "made", "toy", {"a": 1}) as work:
+        (work.path / "result").write_text("whole")
+        (work.path / ".result.1234.part").write_text("to")
+        assert list(work.commit({}).files) == ["result"]
+    assert sorted(file.name for file in work.path.iterdir()) == [".lock", "manifest.json", "recipe.json", "result"]

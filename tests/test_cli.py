@@ -102,7 +102,7 @@ CASES = {
     TRAIN + " --student {bad_config}": "cannot be loaded",
     TRAIN + " --batch abc": "--batch.*valid integer",
     TRAIN + " --batch 0": "field batch: .*greater than or equal to 1, found 0",
-    TRAIN + " --learning-rate -1": "field learning_rate: .*found -1",
+    TRAIN + " --learning-rate -1": "field learning_rate: .*found '-1'",
     TRAIN + " --answers golden": "field answers: .*found 'golden'",
     TRAIN + " --precision fp8": "field precision: .*found 'fp8'",
     TRAIN + " --schedule wsd": "decay_steps",

@@ -5,6 +5,7 @@ the s (s + 1) / 2 pairs that a causal kernel needs. So the two agree exactly on 
 they stand as (s + 1) to 2 s.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,6 +77,23 @@ def test_documents_are_counted_one_by_one_and_the_head_by_its_rows():
         3 * 4 * 3 * 64 * (100 * 101 - 70 * 71 - 30 * 31) / 2, rel=1e-12
     )
     assert shape.training_flops([100], 41) - shape.training_flops([100], 40) == pytest.approx(3 * 2 * 64 * 200)
+
+
+def test_a_query_sees_no_more_keys_than_its_window(rng):
+    """Where attention slides, in those layers only, pairs are counted one by one."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma2Config(**SHAPE, head_dim=24, sliding_window=11, layer_types=kinds)
+    shape, whole = ModelShape.from_config(config), ModelShape.from_config(CONFIGS["gemma2"])
+    lengths = np.concatenate([rng.integers(1, 100, 6), [1, 10, 11, 12]])
+    not_seen = sum(max(0, t + 1 - 11) for n in lengths.tolist() for t in range(n))
+    for count, passes in ((ModelShape.forward_flops, 1), (ModelShape.training_flops, 3)):
+        assert count(whole, lengths, 5) - count(shape, lengths, 5) == pytest.approx(passes * 2 * 4 * 4 * 24 * not_seen)
+    by_document = [shape.training_flops([n], 0) for n in lengths.tolist()]
+    assert shape.training_flops_by_document(lengths) == pytest.approx(by_document, rel=1e-12)
+    # The other families name a window and do not use it, unless they are told to
+    assert ModelShape.from_config(Qwen2Config(**SHAPE, sliding_window=11)).windows == ()
+    used = Qwen2Config(**SHAPE, sliding_window=11, use_sliding_window=True, max_window_layers=1)
+    assert ModelShape.from_config(used).windows == (11, 11)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])

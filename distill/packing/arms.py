@@ -37,7 +37,9 @@ class Arm:
         except ValueError:
             share = float("nan")
         if not 0.0 <= share <= 1.0:
-            raise InputError(f"arm {text!r}: the share of reasoning must be a number from 0 to 1, found {ratio!r}")
+            raise InputError(
+                f"arm {text!r}: the share of reasoning, as in '{kind}:0.5', must be from 0 to 1, found {ratio!r}"
+            )
         return cls(kind, share)
 
     @classmethod

@@ -20,24 +20,13 @@ from distill.flops import ModelShape
 Row = TypeVar("Row")
 
 
-def row_costs(
-    rows: Sequence[Sequence[int]], lengths: np.ndarray, supervised: np.ndarray, shape: ModelShape
-) -> np.ndarray:
-    """FLOPs of training on each row, float64[len(rows)]; see `document_costs` and `row_sums`."""
-    return row_sums(rows, document_costs(lengths, supervised, shape))
-
-
 def document_costs(lengths: np.ndarray, supervised: np.ndarray, shape: ModelShape) -> np.ndarray:
-    """FLOPs of training on each document, float64[documents]: linear in its tokens, quadratic in its length.
+    """FLOPs of training on each document, float64[documents].
 
     `lengths`, `supervised`: int64[documents], input tokens and supervised tokens by document reference.
     """
-    # A document of s tokens costs linear * s + square * s^2 and the head its supervised tokens: two lengths tell both.
-    one, two = (shape.training_flops([s], head_rows=0) for s in (1, 2))
-    square = (two - 2 * one) / 2
-    linear, head = one - square, shape.training_flops([], head_rows=1)
-    s = np.asarray(lengths, dtype=np.float64)
-    return linear * s + square * s * s + head * np.asarray(supervised)
+    head = shape.training_flops([], head_rows=1)
+    return shape.training_flops_by_document(lengths) + head * np.asarray(supervised)
 
 
 def row_sums(rows: Sequence[Sequence[int]], of_documents: np.ndarray) -> np.ndarray:

@@ -24,11 +24,9 @@ import numpy as np
 from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
-from distill.packing.arms import Answers
 from distill.packing.chat import LABELLING_VERSION, ChatFormat
-from distill.packing.render import MODES, Rendered, render, render_parts, rendered_modes, require_enough
+from distill.packing.render import MODES, Rendered, Rendering, render, render_parts, rendered_modes, require_enough
 from distill.packing.source import TraceSet
-from distill.traces.trace import Mode
 
 KIND = "documents"
 MADE_BY = "distill train"
@@ -40,29 +38,22 @@ def rendered_documents(
     folder: Path | None,
     trace_set: TraceSet,
     chat: ChatFormat,
+    how: Rendering,
     *,
-    answers: Answers,
-    max_length: int,
-    vocab_size: int,
-    modes: tuple[Mode, ...] = MODES,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Rendered:
     """`make_documents`, opened; without a folder in memory, and nothing is written."""
-    limits = {"answers": answers, "max_length": max_length, "vocab_size": vocab_size, "modes": modes}
     if folder is None:
-        return render(trace_set.pairs, chat, **limits, advance=advance)
-    return open_documents(make_documents(folder, trace_set, chat, **limits, advance=advance))
+        return render(trace_set.pairs, chat, how, advance=advance)
+    return open_documents(make_documents(folder, trace_set, chat, how, advance=advance))
 
 
 def make_documents(
     folder: Path,
     trace_set: TraceSet,
     chat: ChatFormat,
+    how: Rendering,
     *,
-    answers: Answers,
-    max_length: int,
-    vocab_size: int,
-    modes: tuple[Mode, ...] = MODES,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Render all pairs into a subfolder of `folder` that is named by their key, or find and verify it there.
@@ -70,30 +61,21 @@ def make_documents(
     Of several processes that call this at once, on one machine or over a shared disk, one renders and the others wait
     for it. Raises InputError as `render` does, then leaving nothing behind, and for a damaged file.
     """
-    shown = rendered_modes(chat, modes)
-    recipe = documents_recipe(trace_set, chat, shown, answers=answers, max_length=max_length)
+    recipe = documents_recipe(trace_set, chat, how)
     path = folder / artifact.content_key(KIND, recipe)[:16]
     with artifact.workspace(path, KIND, recipe, expendable=(*map(_file, DTYPES), PAIR_IDS)) as work:
         if work.finished:
             work.finished.verify()
-            _require_vocabulary(work.finished, chat, vocab_size)
+            _require_vocabulary(work.finished, chat, how.vocab_size)
             console.note(f"{path}: already tokenized")
             advance(len(trace_set.pairs))
             return path
-        parts = render_parts(
-            trace_set.pairs,
-            chat,
-            shown,
-            answers=answers,
-            max_length=max_length,
-            vocab_size=vocab_size,
-            advance=advance,
-        )
+        parts = render_parts(trace_set.pairs, chat, how, advance=advance)
         try:
             summary = _write(path, parts)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-        require_enough(summary["dropped"], len(trace_set.pairs), max_length)
+        require_enough(summary["dropped"], len(trace_set.pairs), how.max_length)
         work.commit(summary)
     return path
 
@@ -120,17 +102,15 @@ def open_documents(path: Path) -> Rendered:
     return Rendered(**arrays, pair_ids=pair_ids, **dropped)
 
 
-def documents_recipe(
-    trace_set: TraceSet, chat: ChatFormat, shown: tuple[Mode, ...], *, answers: Answers, max_length: int
-) -> dict[str, Any]:
+def documents_recipe(trace_set: TraceSet, chat: ChatFormat, how: Rendering) -> dict[str, Any]:
     """Everything that the documents depend on."""
     names = "\n".join(pair.problem.id for pair in trace_set.pairs)
     return {
         "traces": trace_set.key,
         "pairs": hashlib.sha256(names.encode()).hexdigest(),
-        "answers": answers,
-        "modes": list(shown),
-        "max_length": max_length,
+        "answers": how.answers,
+        "modes": list(rendered_modes(chat, how.modes)),
+        "max_length": how.max_length,
         "template": chat.tokenizer.chat_template,
         "rendered": chat.rendered,
         "think": vars(chat.think),

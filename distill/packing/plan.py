@@ -1,6 +1,6 @@
 """What every optimizer step sees, decided before training: a cursor into the plan is the whole data state."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -71,6 +71,13 @@ def plan(
     return [
         Step(rows, number, index, len(steps)) for number, steps in enumerate(found) for index, rows in enumerate(steps)
     ]
+
+
+def busy_share(steps: Sequence[Step], ranks: int) -> float:
+    """Share of the turns of `ranks` devices in which there is a row: they take a step's rows in turns, and the last turn
+    may be short."""
+    turns = sum(-(-len(step.rows) // ranks) for step in steps)
+    return sum(len(step.rows) for step in steps) / (turns * ranks)
 
 
 def budget(

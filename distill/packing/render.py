@@ -23,7 +23,7 @@ from distill.packing.chat import ChatFormat
 from distill.packing.pack import Document
 from distill.traces.trace import Mode, Pair
 
-MODES: tuple[Mode, Mode] = ("ift", "reasoning")
+MODES: tuple[Mode, Mode] = ("ift", "reasoning")  # by number: a reference is 2 * pair + the number of its mode
 MAX_DROPPED_SHARE = 0.1  # of the pairs: with more of them gone, what is left is another data set
 _CHUNK = 1 << 20  # characters: a tenth of a second on two cores, and some 50 MB while they are tokenized
 _WORKERS = 2  # while one copies its token ids, which only one thread can do at a time, the other's chunk is tokenized
@@ -109,27 +109,26 @@ _NONE = np.zeros(0, np.int32)
 _NOTHING = Rendered(_NONE, np.zeros(1, np.int64), _NONE, _NONE, [], 0, 0)
 
 
-def render(
-    pairs: list[Pair],
-    chat: ChatFormat,
-    *,
-    answers: Answers,
-    max_length: int,
-    vocab_size: int,
-    modes: tuple[Mode, ...] = MODES,
-    advance: Callable[[int], None] = lambda n: None,
-) -> Rendered:
-    """Tokenize every pair in both modes; a pair with a document of more than `max_length` input tokens leaves both.
+@dataclass(frozen=True)
+class Rendering:
+    """How pairs become documents, besides the chat format."""
 
-    `modes` are those the arm shows: the other is rendered for its length only where its template allows it. Raises
-    InputError when a document would be supervised nowhere, when a token id does not fit the model's vocabulary, or when
-    more than MAX_DROPPED_SHARE of the pairs are too long.
+    answers: Answers
+    max_length: int  # input tokens of a document: a pair with a longer one leaves both modes
+    vocab_size: int  # of the model, which must have an entry for every token id
+    modes: tuple[Mode, ...] = MODES  # those the arm shows: the other is rendered for its length where its template can
+
+
+def render(
+    pairs: list[Pair], chat: ChatFormat, how: Rendering, *, advance: Callable[[int], None] = lambda n: None
+) -> Rendered:
+    """Tokenize every pair in both modes.
+
+    Raises InputError when a document would be supervised nowhere, when a token id does not fit the model's vocabulary,
+    or when more than MAX_DROPPED_SHARE of the pairs are too long.
     """
-    shown = rendered_modes(chat, modes)
-    rendered = Rendered.joined(
-        render_parts(pairs, chat, shown, answers=answers, max_length=max_length, vocab_size=vocab_size, advance=advance)
-    )
-    require_enough(rendered.dropped, len(pairs), max_length)
+    rendered = Rendered.joined(render_parts(pairs, chat, how, advance=advance))
+    require_enough(rendered.dropped, len(pairs), how.max_length)
     return rendered
 
 
@@ -144,22 +143,16 @@ def require_enough(dropped: int, pairs: int, max_length: int) -> None:
     if dropped > MAX_DROPPED_SHARE * pairs:
         raise InputError(
             f"{dropped} of {pairs} pairs are longer than {max_length} tokens in one of their modes "
-            f"(limit: {MAX_DROPPED_SHARE:.0%}); raise --row-tokens"
+            f"(limit: {MAX_DROPPED_SHARE:.0%}); raise --row-tokens, or take a student with more positions"
         )
 
 
 def render_parts(
-    pairs: list[Pair],
-    chat: ChatFormat,
-    shown: tuple[Mode, ...],
-    *,
-    answers: Answers,
-    max_length: int,
-    vocab_size: int,
-    advance: Callable[[int], None] = lambda n: None,
+    pairs: list[Pair], chat: ChatFormat, how: Rendering, *, advance: Callable[[int], None] = lambda n: None
 ) -> Iterator[Rendered]:
-    """The documents of some pairs at a time, in order, in memory for those. A mode that is not in `shown` has the
-    other's document. Raises InputError as `render`, but not for what was dropped."""
+    """The documents of some pairs at a time, in order, in memory for those. A mode that is not rendered has the other's
+    document. Raises InputError as `render`, but not for what was dropped."""
+    shown = rendered_modes(chat, how.modes)
     with _few_to_collect(), ThreadPoolExecutor(_WORKERS) as workers:
         waiting = deque()
 
@@ -171,8 +164,8 @@ def render_parts(
 
         for chunk in _chunks(pairs):
             names = [pair.problem.id for pair in chunk]
-            texts = _texts(chunk, names, chat, shown, answers)
-            waiting.append((len(chunk), workers.submit(_rendered, *texts, names, chat, max_length, vocab_size)))
+            texts = _texts(chunk, names, chat, shown, how.answers)
+            waiting.append((len(chunk), workers.submit(_rendered, *texts, names, chat, how)))
             if len(waiting) > _WORKERS:
                 yield finished()
         while waiting:
@@ -231,9 +224,7 @@ def _places_of(shown: int, signalled: bool) -> list[tuple[int, int]]:
     return [(0, 1), (2, 3)] if signalled else [(0, 1), (0, 2)]
 
 
-def _rendered(
-    texts: list[str], thought: list[bool], names: list[str], chat: ChatFormat, max_length: int, vocab_size: int
-) -> Rendered:
+def _rendered(texts: list[str], thought: list[bool], names: list[str], chat: ChatFormat, how: Rendering) -> Rendered:
     """The documents of n pairs, less those that are too long. `texts` and `thought` are as `_texts` has them."""
     shown = len(thought) // len(names)
     places = _places_of(shown, chat.think.mode_signal == "prompt")
@@ -255,9 +246,9 @@ def _rendered(
         dropped_tokens=0,
     )
     _require_targets(part, chat)
-    _require_vocabulary(part, chat, vocab_size)
+    _require_vocabulary(part, chat, how.vocab_size)
     _measure_reasoning(part, np.repeat(np.array(thought), len(MODES) // shown), chat)
-    return _less_the_long(part, max_length)
+    return _less_the_long(part, how.max_length)
 
 
 def _places(part: Rendered, token: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,15 @@ from distill.study.page_figures import pick
 # Below this share of unfinished answers, and above it of answers in the trained format, nothing is worth a warning.
 _TRUNCATED, _IN_FORMAT = 0.005, 0.99
 
+# What a contrast is matched on, in words; where it is work, longer answers cost an arm no more than shorter ones.
+_HELD_EQUAL = {
+    "samples": "saw the same examples",
+    "steps": "took as many optimizer steps",
+    "tokens": "read as many training tokens",
+    "flops": "took as many training FLOPs",
+}
+_BY_WORK = ("tokens", "flops")
+
 
 def checks(results: dict) -> list[Check]:
     found = [
@@ -102,31 +111,35 @@ def _sign(results: dict) -> Check | None:
 
 
 def _matching(results: dict) -> Check | None:
-    contrasts = results.get("contrasts") or []
+    title, contrasts = "What the arms were matched on", results.get("contrasts") or []
     primary = [c for c in contrasts if c.get("primary")]
-    by_samples = [c for c in primary if c.get("matched_on") == "samples"]
     if any(c.get("matched_on") == "nothing" for c in primary):
         return Check(
-            "What the arms were matched on",
-            "The verdicts compare arms that were matched on neither examples nor training tokens: a difference may be "
-            "that of how much they saw.",
+            title,
+            "The verdicts compare arms that were matched on neither examples nor steps, training tokens or FLOPs: a "
+            "difference may be that of how much they saw.",
             concern=True,
         )
-    if not by_samples:
+    held = [said for kind, said in _HELD_EQUAL.items() if any(c.get("matched_on") == kind for c in primary)]
+    if not held:
         return None
-    factors = [c["training_tokens_factor"] for c in by_samples if c.get("training_tokens_factor") is not None]
+    compared = f"The verdicts compare arms that {_listed(held, ', or ')}"
+    by_pairs = [c for c in primary if c.get("matched_on") not in _BY_WORK]
+    if not by_pairs:
+        return Check(title, f"{compared}: the arm with shorter answers saw its examples more often.", concern=False)
+    factors = [c["training_tokens_factor"] for c in by_pairs if c.get("training_tokens_factor") is not None]
     spent = f", and up to {times(max(factors))} the training tokens" if factors else ""
-    others = [c for c in contrasts if c.get("matched_on") == "tokens"]
+    others = [c for c in contrasts if c.get("matched_on") in _BY_WORK]
     beside = (
-        "At matched training tokens: "
+        "At matched training tokens or FLOPs: "
         + "; ".join(f"{c['id']} {c.get('verdict') or 'not decided'}" for c in others)
         + "."
         if others
-        else "No contrast at matched training tokens was declared."
+        else "No contrast at matched training tokens or FLOPs was declared."
     )
     return Check(
-        "What the arms were matched on",
-        f"The verdicts compare arms that saw the same examples, with answers of different length{spent}. {beside}",
+        title,
+        f"{compared}, with answers of different length{spent}. {beside}",
         concern=not others or any(factor > 1.5 for factor in factors),
     )
 

@@ -6,11 +6,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from distill.errors import unknown_name
 from distill.flops import hardware
-from distill.packing.arms import Arm
+from distill.packing.arms import Answers, Arm
 from distill.packing.budget import Match
 from distill.settings import Settings, validate
 from distill.tasks import get_task
-from distill.training.settings import TrainSettings
+from distill.training.settings import Precision, Schedule, TrainSettings
 from distill.training.sizes import check_student
 
 
@@ -46,7 +46,7 @@ class ArmRow(Settings):
     `tokens` and `flops` train it until it has as many as the arm `reasoning` has with the same answers."""
 
     arm: str
-    answers: Literal["teacher", "stripped", "gold"] = "teacher"
+    answers: Answers = "teacher"
     match: Match = "samples"
     students: list[str] | None = Field(None, min_length=1, description="sizes that have this arm; all when left out")
     seeds: Seeds | None = Field(None, description="training seeds; the size's own when left out")
@@ -82,12 +82,12 @@ class TrainingShape(Settings):
     row_tokens: int = 4096
     batch: int = 32
     epochs: int = 1
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 0
     decay_steps: int = 0
     final_learning_rate_ratio: float = 0.1
     weight_decay: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     vocab_size: int = 512
 
 

@@ -24,10 +24,9 @@ from distill.traces.settings import GenerateSettings
 from distill.traces.store import KIND, Rejected, trace_from_row, trace_to_row, write_pairs
 from distill.traces.teachers import EndpointTeacher, Question, SolverTeacher, Teacher
 from distill.traces.top_k import Distributions, top_k_file, write_top_k
-from distill.traces.trace import Mode, Pair
+from distill.traces.trace import MODES, Mode, Pair
 
 VERSION = 1  # part of every key: raise it when the same answers would give other rows
-MODES: tuple[Mode, Mode] = ("reasoning", "ift")
 _JOURNAL = "journal.jsonl"
 
 

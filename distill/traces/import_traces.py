@@ -29,7 +29,7 @@ from distill.traces.pairing import Answer, pair_or_rejected
 from distill.traces.sources import Row, Source, open_source
 from distill.traces.store import KIND, Rejected, write_pairs
 from distill.traces.teachers import worked_answer
-from distill.traces.trace import Mode, Pair, Trace
+from distill.traces.trace import MODES, Mode, Pair, Trace
 
 VERSION = 1  # part of every key: raise it when the same file would give other rows
 TASK = "imported"  # of problems that belong to no task of ours: they have no checker
@@ -128,7 +128,7 @@ def _answer(mode: Mode, reasoning: str, answer: str, fault: str | None) -> Answe
 def _worked(parse_row: Callable[[Row, str], Worked]) -> Callable[[Row, str], ParsedRow]:
     def parse(row: Row, where: str) -> ParsedRow:
         worked = parse_row(row, where)
-        reasoning, ift = (worked_answer(mode, worked.reasoning, worked.problem.gold) for mode in get_args(Mode))
+        reasoning, ift = (worked_answer(mode, worked.reasoning, worked.problem.gold) for mode in MODES)
         return worked.problem, reasoning, ift
 
     return parse

@@ -11,9 +11,8 @@ from distill import artifact
 from distill.errors import InputError
 from distill.tasks.answers import final_answer, final_number, option_letter
 from distill.traces.store import KIND, MADE_BY, Rejected, read_pairs, read_rejected
-from distill.traces.trace import Mode, Pair, Trace
+from distill.traces.trace import MODES, Mode, Pair, Trace
 
-MODES: tuple[Mode, Mode] = ("reasoning", "ift")
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 

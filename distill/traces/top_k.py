@@ -27,10 +27,9 @@ from safetensors import SafetensorError, safe_open
 from distill import artifact
 from distill.errors import InputError
 from distill.traces.store import KIND, MADE_BY
-from distill.traces.trace import Mode
+from distill.traces.trace import MODES, Mode
 from distill.traces.vocabulary import Vocabulary
 
-MODES: tuple[Mode, Mode] = ("reasoning", "ift")
 _DTYPES = {"token_ids": "<i4", "ids": "<i4", "logprobs": "<f2", "rest": "<f4"}
 _KINDS = {"<i4": "I32", "<f2": "F16", "<f4": "F32"}
 _FLOOR = float(np.finfo(np.float32).eps)  # of the rest: a difference from 1 is not known below

@@ -1,11 +1,12 @@
 """A teacher's answers: one in each mode to the same question."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from distill.tasks.problem import Problem
 
 Mode = Literal["reasoning", "ift"]
+MODES: tuple[Mode, Mode] = get_args(Mode)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ on a CPU is made of plain products of scores, only its result is kept, never the
 """
 
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from distill.errors import InputError
-
-ActivationCheckpointing = Literal["off", "selective", "full"]
+from distill.training.settings import ActivationCheckpointing
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 

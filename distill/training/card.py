@@ -12,7 +12,6 @@ import yaml
 
 from distill.artifact import write_atomic
 from distill.hub import looks_like_hub_id
-from distill.training.log import TRAINING_LOG
 from distill.training.settings import TrainSettings
 from distill.training.sizes import SIZES
 
@@ -21,9 +20,8 @@ _MODES = {"ift": "without reasoning", "reasoning": "with reasoning"}
 
 
 def write_card(folder: Path, settings: TrainSettings, summary: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Write the card of the student in `folder`, whose log is there. `summary` is metrics.json, `recipe` its recipe."""
-    lines = (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()
-    write_atomic(folder / CARD, render_card(settings, summary, recipe, json.loads(lines[-1])["loss"]))
+    """Write the card of the student in `folder`. `summary` is metrics.json, `recipe` its recipe."""
+    write_atomic(folder / CARD, render_card(settings, summary, recipe, summary["final_loss"]))
 
 
 def render_card(settings: TrainSettings, summary: dict[str, Any], recipe: dict[str, Any], loss: float) -> str:

@@ -189,15 +189,15 @@ def _distributed_checkpoint() -> Iterator[None]:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk, which safetensors says in an error of its own, as the OSError that everything else raises."""
+    """A full disk, which safetensors and tokenizers say in errors of their own, as the OSError that everything else raises."""
     try:
         yield
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(folder)) from None
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None

@@ -11,18 +11,19 @@ A compiled layer rounds differently, so whether layers are compiled is part of w
 import os
 import shutil
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.fx.experimental._config
 
 from distill.errors import InputError
+from distill.training.settings import Compile
 
 # A layer's pieces are compiled again with and without gradients, for layers of another kind, for a batch of one.
 _MOST_VARIANTS = 32
 
 
-def resolve_compile(setting: Literal["auto", "on", "off"], device: torch.device) -> bool:
+def resolve_compile(setting: Compile, device: torch.device) -> bool:
     """Whether layers are compiled: `auto` on a GPU that has Triton, never on a CPU. Raises InputError for an `on` that
     cannot be."""
     if setting == "auto":
@@ -43,7 +44,7 @@ def has_cpp_compiler() -> bool:
 def compile_layers(model: Any, *, backend: Any = "inductor") -> None:
     """Let every layer of a transformers decoder be compiled when it is first run.
 
-    To be called after `fuse_layers` and `checkpoint_activations`, and before layers are sharded: a checkpointed layer
+    To be called after `fuse_layers` and `checkpoint_activations`, before or after layers are sharded: a checkpointed layer
     runs its compiled self again, and what gathers a sharded layer's weights is not compiled.
     """
     from transformers import AttentionInterface

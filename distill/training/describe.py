@@ -13,7 +13,8 @@ from distill.training.settings import TrainSettings
 def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
     """Counts of everything that is trained on, FLOPs, and what one validation reads and costs.
 
-    Tokens are input tokens; `by_mode` splits them, the examples, the supervised tokens and what these weigh in the loss.
+    Tokens are input tokens; `by_mode` splits them, the examples, the supervised tokens and what these weigh in the loss,
+    and `shares` says the same as parts of the whole.
     `matched` says up to what the pairs were repeated, and what the training comes to; None for whole epochs.
     """
     origin, rendered, steps = ready.origin, ready.rendered, ready.steps
@@ -50,6 +51,7 @@ def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
         **totals,
         **spent,
         "by_mode": by_mode,
+        "shares": {mode: _shares(of_mode, totals) for mode, of_mode in by_mode.items()},
         "matched": matched,
         "row_fill": totals["tokens"] / row_slots if row_slots else None,
         "pairs": rendered.n_pairs - (ready.validation.pairs if ready.validation else 0),
@@ -58,3 +60,8 @@ def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
         "dropped_pairs": rendered.dropped,
         "dropped_tokens": rendered.dropped_tokens,
     }
+
+
+def _shares(of_mode: dict[str, int], totals: dict[str, int]) -> dict[str, float]:
+    names = {name: name for name in ("examples", "tokens", "supervised_tokens")} | {"loss": "loss_weight"}
+    return {name: of_mode[key] / totals[key] for name, key in names.items()}

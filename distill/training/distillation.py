@@ -185,7 +185,7 @@ def _covered(
 
 def _coverage(rendered: Rendered, references: np.ndarray, covered: np.ndarray) -> dict[str, Any]:
     """Counts of documents and supervised tokens: all, with the teacher's distributions, and why not."""
-    supervised, covered = np.asarray(rendered.supervised)[references], covered[references]
+    supervised, covered = rendered.supervised[references], covered[references]
     has = covered > 0
     return {
         "documents": len(references),

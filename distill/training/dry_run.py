@@ -8,20 +8,21 @@ together to run is not, which is the embedding and head for all of a step and a 
 activations, for every device runs rows of its own.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from distill.errors import InputError
+from distill.packing.plan import busy_share
 from distill.packing.source import read_traces
+from distill.process import peak_rss_bytes
+from distill.training.compile import resolve_compile
 from distill.training.describe import describe
+from distill.training.device import device_bytes, require_gpu_to_offload, resolve_precision, this_device
 from distill.training.memory import estimate_bytes
 from distill.training.peak import peak_flops
-from distill.training.prepare import Ready, make_ready, resolve_precision
-from distill.training.run import peak_rss_bytes
+from distill.training.prepare import Ready, make_ready
 from distill.training.settings import RunOptions, TrainSettings
 
 # On a CPU what small students reach on two cores; on a GPU an assumption, until one has been measured.
@@ -34,20 +35,17 @@ def dry_run(settings: TrainSettings, traces: Path, options: RunOptions, ranks: i
     the device."""
     if ranks < 1:
         raise InputError(f"ranks: got {ranks}, expected a number of devices of at least 1")
+    require_gpu_to_offload(options.cpu_offload)
     if options.threads:
         torch.set_num_threads(options.threads)
-    settings = settings.for_ranks(ranks)
+    settings, device = settings.for_ranks(ranks), this_device()
+    is_compiled = resolve_compile(settings.compile, device)
     ready = make_ready(settings, read_traces(traces), weights=False, documents=options.documents)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_precision(settings.precision, device, ready.origin.model.config.hidden_size)
-    is_sharded = ranks > 1 or options.cpu_offload
-    held = 0 if is_sharded else ready.origin.hold_base(dtype)  # as the training does
-    memory, has = _memory(settings, options, ready, device, dtype, held), device_bytes(device)
-    if is_sharded:
-        memory = _sharded(memory, options, ready, device, dtype, ranks)
+    memory = _memory(settings, options, ready, device, dtype, ranks)
     # On a CPU the libraries and the documents lie in the same memory: this process has them all by now.
     program = peak_rss_bytes() if device.type == "cpu" else 0
-    needs = sum(memory.values()) + program
+    needs, has = sum(memory.values()) + program, device_bytes(device)
     if needs * (ranks if device.type == "cpu" else 1) > has:  # which is one CPU's memory for all of them
         largest = ", ".join(f"{name} {memory[name] / GIB:.1f}" for name in sorted(memory, key=memory.get)[:-4:-1])
         cure = "" if options.activation_checkpointing == "full" else "--activation-checkpointing full, "
@@ -56,25 +54,36 @@ def dry_run(settings: TrainSettings, traces: Path, options: RunOptions, ranks: i
             f"({largest}, ...), this {device.type} has "
             f"{has / GIB:.1f} GiB; try {cure}a smaller --row-tokens or a smaller --student"
         )
-    counts = describe(settings, ready)
-    trainings = len(settings.candidates)
-    flops = {name: trainings * of_one for name, of_one in _flops(options, ready).items()}
+    counts, trainings = describe(settings, ready), len(settings.candidates)
+    of_one = {"training": counts["flops"], **_flops_besides(options, ready, counts, is_compiled)}
+    flops = {name: trainings * value for name, value in of_one.items()}
+    busy, once = busy_share(ready.steps, ranks), flops.get("validation", 0.0)  # whose rows are many
     rate, source = peak_flops(device, dtype)
     mfu = ASSUMED_MFU[device.type]
-    names = ("arm", "student", "parameters", "trainable_parameters", "pairs", "dropped_pairs", "steps", "rows")
+    names = (
+        "arm",
+        "student",
+        "parameters",
+        "trainable_parameters",
+        "pairs",
+        "dropped_pairs",
+        "dropped_tokens",
+        "steps",
+        "rows",
+    )
+    more = ("row_fill", "examples", "tokens", "supervised_tokens", "shares", "matched")
     return {
-        **{name: counts[name] for name in (*names, "row_fill", "examples", "tokens", "supervised_tokens")},
-        "shares": _shares(counts),
-        "matched": counts["matched"],
+        **{name: counts[name] for name in (*names, *more)},
         "trainings": trainings,
         "ranks": ranks,
+        "busy_ranks": busy,
         "flops": flops,
         "memory_gib": {name: size / GIB for name, size in memory.items()},
         "measured": {
             "program_gib": program / GIB,
             "total_gib": needs / GIB,
             "device_gib": has / GIB,
-            "seconds": sum(flops.values()) / (rate * mfu * ranks),
+            "seconds": (once + (sum(flops.values()) - once) / busy) / (rate * mfu * ranks),
             "assumed_mfu": mfu,
             "peak_flops": rate,
             "peak_flops_source": source,
@@ -85,9 +94,17 @@ def dry_run(settings: TrainSettings, traces: Path, options: RunOptions, ranks: i
 
 
 def _memory(
-    settings: TrainSettings, options: RunOptions, ready: Ready, device: torch.device, dtype: torch.dtype, held: int
+    settings: TrainSettings,
+    options: RunOptions,
+    ready: Ready,
+    device: torch.device,
+    dtype: torch.dtype,
+    ranks: int,
 ) -> dict[str, int]:
-    rendered = ready.rendered
+    """Bytes of one device of `ranks`, by what they are for."""
+    rendered, origin = ready.rendered, ready.origin
+    is_sharded = ranks > 1 or options.cpu_offload
+    held = 0 if is_sharded else origin.hold_base(dtype)  # as the training does
     rows = [row for step in ready.steps for row in step.rows]
     supervised = max(int(rendered.supervised[row].sum()) for row in rows)
     lengths = [rendered.lengths[row] for row in rows]
@@ -95,9 +112,8 @@ def _memory(
         longest = max(lengths, key=lambda row: row[0])
         together = max(1, min(settings.row_tokens // longest[0], settings.batch))
         lengths, supervised = [longest.repeat(together)], supervised * together
-    origin = ready.origin
     parameters = sum(p.numel() for p in origin.model.parameters())
-    return estimate_bytes(
+    of_one = estimate_bytes(
         origin.shape,
         parameters,
         frozen=parameters - origin.trainable_parameters,
@@ -109,56 +125,32 @@ def _memory(
         device=device.type,
         checkpointing=options.activation_checkpointing,
     )
+    return _sharded(of_one, options, ready, device, dtype, ranks) if is_sharded else of_one
 
 
 def _sharded(
-    memory: dict[str, int], options: RunOptions, ready: Ready, device: torch.device, dtype: torch.dtype, ranks: int
+    of_one: dict[str, int], options: RunOptions, ready: Ready, device: torch.device, dtype: torch.dtype, ranks: int
 ) -> dict[str, int]:
     """Of one device of `ranks`, from what a single one needs."""
-    if options.cpu_offload and device.type == "cpu":
-        raise InputError("cpu_offload keeps a GPU's weights in the CPU's memory; there is no GPU here, so leave it out")
-    states = {name: 0 if options.cpu_offload else memory[name] // ranks for name in ("weights", "gradients", "moments")}
+    states = {name: 0 if options.cpu_offload else of_one[name] // ranks for name in ("weights", "gradients", "moments")}
     shape = ready.origin.shape
-    layer = shape.layer_weights
+    adapters = shape.adapter_weights // shape.layers
+    layer = shape.layer_weights + adapters
     outside = sum(p.numel() for p in ready.origin.model.parameters()) - shape.layers * layer
+    gradients = adapters if adapters else outside + layer  # the layer that comes next has none yet
     bf16 = dtype is torch.bfloat16 and device.type == "cuda"  # on a CPU they are put together in float32
-    together = {
-        "put_together": (2 if bf16 else 4) * (2 * outside + 3 * layer)
-    }  # with gradients; one layer ahead has none
-    return {**memory, **states, **together, **({"casts": 0} if bf16 else {})}
+    together = {"put_together": (2 if bf16 else 4) * (outside + 2 * layer + gradients)}
+    return {**of_one, **states, **together, **({"casts": 0} if bf16 else {})}
 
 
-def _flops(options: RunOptions, ready: Ready) -> dict[str, float]:
-    """Of the training, and of what is done besides: layers run again in the backward, and validation."""
-    shape = ready.origin.shape
-    seen = np.array([r for step in ready.steps for row in step.rows for r in row])
-    lengths, supervised = ready.rendered.lengths[seen], int(ready.rendered.supervised[seen].sum())
-    flops = {"training": shape.training_flops(lengths, supervised)}
+def _flops_besides(options: RunOptions, ready: Ready, counts: dict[str, Any], is_compiled: bool) -> dict[str, float]:
+    """Of what is done besides forward and backward: layers run again in the backward, and validation."""
+    shape, flops = ready.origin.shape, {}
     if options.activation_checkpointing == "full":
+        lengths = ready.rendered.lengths[[r for step in ready.steps for row in step.rows for r in row]]
         flops["activation_checkpointing"] = shape.forward_flops(lengths, 0)
+    elif options.activation_checkpointing == "selective" and is_compiled:  # all but attention, piece by piece
+        flops["activation_checkpointing"] = 2.0 * shape.product_weights * counts["tokens"]
     if ready.validation is not None:
-        flops["validation"] = len(ready.validate_after) * ready.validation.describe(shape)["flops"]
+        flops["validation"] = len(ready.validate_after) * counts["validation"]["flops"]
     return flops
-
-
-def _shares(counts: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Each mode's share of the examples, the input tokens, the supervised ones, and what these weigh in the loss."""
-    whole = {name: name for name in ("examples", "tokens", "supervised_tokens")} | {"loss": "loss_weight"}
-    return {
-        mode: {name: of_mode[key] / counts[key] for name, key in whole.items()}
-        for mode, of_mode in counts["by_mode"].items()
-    }
-
-
-def device_bytes(device: torch.device) -> int:
-    """Memory of the GPU; or of the machine, or of the container this runs in where that is less."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(limit).read_text().strip()
-        except OSError:
-            continue
-        has = min(has, int(text)) if text.isdecimal() else has
-    return has

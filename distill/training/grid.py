@@ -7,6 +7,7 @@ Candidates that are finished are found again, so a grid that was killed goes on 
 files become those of `out` and the candidates are removed: what is left of them is in metrics.json.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -79,6 +80,7 @@ def _train(
     known = ranks.from_first(lambda: artifact.read_json(mark) if mark.is_file() else None)
     if known is not None:
         return known
+    gc.collect()  # sharded weights of the candidate before, on a GPU too, are in circles that only this finds
     started = time.monotonic()
     try:
         return train(settings, options.model_copy(update={"out": folder}))

@@ -1,7 +1,9 @@
 """What a training writes down as it goes: training_log.jsonl, validation_log.jsonl, TensorBoard."""
 
 import json
+import time
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from distill.training import checkpoint
 from distill.training.speed import Speed
 
 TRAINING_LOG = "training_log.jsonl"
+_SECONDS = 60  # between lines for a person, where there is no terminal for a bar
+
+
+def last_loss(folder: Path) -> float:
+    """Of the last step in the log of a training in `folder`."""
+    return json.loads((folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()[-1])["loss"]
 
 
 class Diverged(InputError):
@@ -24,12 +32,13 @@ class TrainingLog:
     """training_log.jsonl, one line a step with no clock in it, and the same in TensorBoard; validation_log.jsonl has a
     line a validation, and is not there without any."""
 
-    def __init__(self, folder: Path, done: checkpoint.Progress, *, tensorboard: bool):
+    def __init__(self, folder: Path, done: checkpoint.Progress, steps: int, *, tensorboard: bool):
         self.path, self.validation_path = folder / TRAINING_LOG, folder / "validation_log.jsonl"
-        first_step = done.step
+        self.first_step, self.steps = done.step, steps
+        self.started = self.told = time.monotonic()
         self.pending: list[tuple[int, torch.Tensor, torch.Tensor, float, dict[str, Any]]] = []
         self.last = float("nan")
-        kept = self.path.read_text().splitlines(keepends=True)[:first_step] if self.path.exists() else []
+        kept = self.path.read_text().splitlines(keepends=True)[: self.first_step] if self.path.exists() else []
         artifact.write_atomic(self.path, "".join(kept))  # steps after the checkpoint are run, and logged, again
         self.file = open(self.path, "a")  # noqa: SIM115 - closed by __exit__
         self.validation_path.unlink(missing_ok=True)
@@ -39,7 +48,7 @@ class TrainingLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self.first_step + 1)
 
     def __enter__(self) -> "TrainingLog":
         return self
@@ -61,7 +70,13 @@ class TrainingLog:
                 self.writer.add_scalar(f"validation/{name}", value, step)
 
     def add_speed(self, step: int, speed: Speed) -> None:
-        """For TensorBoard only: clocks stay out of the log."""
+        """For TensorBoard, and a line now and then where there is no bar: clocks stay out of the log."""
+        now = time.monotonic()
+        if not console.err.is_terminal and now - self.told >= _SECONDS:
+            self.told = now
+            left = (self.steps - step) * (now - self.started) / (step - self.first_step)
+            eta = str(timedelta(seconds=round(left)))
+            console.note(f"step {step:,} of {self.steps:,}: loss {self.last:.3g}, {speed}, eta {eta}")
         if self.writer:
             for name, value in asdict(speed).items():
                 self.writer.add_scalar(f"speed/{name}", value, step)

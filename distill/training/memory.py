@@ -29,6 +29,7 @@ import numpy as np
 from distill.flops import ModelShape
 from distill.kernels.linear_loss import DEFAULT_WORKSPACE_BYTES
 from distill.kernels.padded_attention import MAX_PLAIN_LENGTH
+from distill.training.settings import ActivationCheckpointing
 
 
 def estimate_bytes(
@@ -42,7 +43,7 @@ def estimate_bytes(
     supervised: int,
     bf16: bool,
     device: str,
-    checkpointing: str,
+    checkpointing: ActivationCheckpointing,
 ) -> dict[str, int]:
     """Bytes by what they are for, at the worst moment of a step.
 
@@ -52,7 +53,7 @@ def estimate_bytes(
     c = 2 if bf16 else 4
     head = shape.vocab * shape.hidden
     trained = parameters - frozen
-    products = shape.layers * shape.layer_weights + shape.adapter_weights + head
+    products = shape.product_weights + head
     tokens = max(int(lengths.sum()) for lengths in rows)
     layer = (activation_bytes(shape, c) + 7 * c * rank) * tokens
     if bf16 and device == "cpu":

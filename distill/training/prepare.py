@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from distill import console
-from distill.errors import InputError
 from distill.flops import ModelShape
 from distill.packing.arms import Arm
 from distill.packing.balance import document_costs
@@ -15,7 +12,7 @@ from distill.packing.budget import Budget
 from distill.packing.documents import rendered_documents
 from distill.packing.pack import Document
 from distill.packing.plan import Batch, Step, budget, plan
-from distill.packing.render import Rendered
+from distill.packing.render import Rendered, Rendering
 from distill.packing.source import TraceSet
 from distill.training.distillation import Teaching, teach
 from distill.training.settings import TrainSettings
@@ -64,20 +61,15 @@ def make_ready(
     # Saved with the student; the one it starts from may have been told otherwise.
     origin.chat.think = replace(origin.chat.think, mode_signal=settings.mode_signal)
     positions = getattr(origin.model.config, "max_position_embeddings", None)
-    if positions is not None and settings.row_tokens > positions and not settings.packed:
-        raise InputError(f"row_tokens={settings.row_tokens} exceeds the model's {positions} positions")
+    how = Rendering(
+        settings.answers,
+        max_length=min(settings.row_tokens, positions or settings.row_tokens),
+        vocab_size=origin.model.config.vocab_size,
+        modes=arm.modes,
+    )
     with console.progress() as bar:
         task = bar.add_task("tokenizing", total=len(trace_set.pairs))
-        rendered = rendered_documents(
-            documents,
-            trace_set,
-            origin.chat,
-            answers=settings.answers,
-            max_length=min(settings.row_tokens, positions or settings.row_tokens),
-            vocab_size=origin.model.config.vocab_size,
-            modes=arm.modes,
-            advance=lambda n: bar.advance(task, n),
-        )
+        rendered = rendered_documents(documents, trace_set, origin.chat, how, advance=lambda n: bar.advance(task, n))
     training, held = split(rendered, held_out, settings.validation)
     steps, until = _plan(settings, arm, rendered, training, origin.shape)
     validation = Validation.build(settings, rendered, held, arm.ratio) if held else None
@@ -86,12 +78,6 @@ def make_ready(
         entries = origin.model.config.get_text_config().vocab_size
         teaching = teach(settings, trace_set, rendered, steps, origin.chat, entries)
     return Ready(origin, rendered, steps, validation, when(settings, steps, len(training)), until, teaching)
-
-
-def prepare(settings: TrainSettings, trace_set: TraceSet) -> tuple[Origin, Rendered, list[Step]]:
-    """The student, its documents and its plan."""
-    ready = make_ready(settings, trace_set)
-    return ready.origin, ready.rendered, ready.steps
 
 
 def _plan(
@@ -111,15 +97,8 @@ def _plan(
         epochs = sum(own for _, own in arm.curriculum) or settings.epochs
         until = budget(settings.match, lengths, epochs=epochs, **common)
     steps = plan(arm, lengths, epochs=settings.epochs, until=until, **common)
+    if settings.one_schedule:
+        steps = [replace(step, index=number, of=len(steps)) for number, step in enumerate(steps)]
     if len(training) < rendered.n_pairs:
         steps = [replace(step, rows=[[references[r] for r in row] for row in step.rows]) for step in steps]
     return steps, until
-
-
-def resolve_precision(precision: str, device: torch.device, hidden: int) -> torch.dtype:
-    """The dtype of matrix products. `auto` is bf16 on a GPU, and on CPUs that have it for students at least 256 wide:
-    below, casts cost more than the products save."""
-    if precision == "auto":
-        pays = device.type == "cuda" or (torch.cpu._is_avx512_bf16_supported() and hidden >= 256)
-        precision = "bf16" if pays else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32

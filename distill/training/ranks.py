@@ -5,6 +5,7 @@ CPU, so no GPU is waited for. An error on any rank ends all of them with that er
 """
 
 import os
+import re
 import signal
 import sys
 import time
@@ -21,11 +22,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from distill import console
 from distill.errors import InputError
+from distill.process import die_with_parent
+from distill.training.device import require_gpu_to_offload
 
 Result = TypeVar("Result")
 
-# The others wait as long as the first rank takes: another process may hold the folder. A rank that dies is noticed at once.
+# The others wait as long as the first rank takes: another process may hold the folder. A rank that dies is noticed at once,
+# and one whose machine is gone, which says nothing, at the end of the step.
 _CONTROL_TIMEOUT = timedelta(days=30)
+# How gloo says that: a connection closed or reset by peer, one that was never made, or an answer that never came.
+_LOST = re.compile("by peer|Broken pipe|Connection refused|[Tt]imed out|[Tt]imeout")
+# A gloo thread needs the interpreter to let go of a tensor, and Python aborts a process in which one asks after its end.
+_LET_GO = 0.3  # seconds
 _LAST_WORDS = 10.0  # seconds in which the rank that has something to say says it, before torchrun ends all of them
 
 
@@ -100,11 +108,11 @@ class Ranks:
         return result[0]
 
     def most(self, *values: float) -> tuple[float, ...]:
-        """The largest of each value over all ranks."""
+        """The largest of each value over all ranks, which come to it together: one that is half an hour late is lost."""
         if self.world == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control)
+        tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU: not over NCCL
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tuple(tensor.tolist())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -140,10 +148,11 @@ def start_ranks(*, cpu_offload: bool = False) -> Iterator[Ranks]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = (int(os.environ.get(name, "0")) if world > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if _is_launched():
+        die_with_parent()  # killed itself, torchrun stops nobody: they would train on, unseen
     if rank:
         _be_quiet()
-    if cpu_offload and not gpus:
-        raise InputError("cpu_offload keeps a GPU's weights in the CPU's memory; there is no GPU here, so leave it out")
+    require_gpu_to_offload(cpu_offload)
     if gpus and local >= gpus:
         here = os.environ.get("LOCAL_WORLD_SIZE", world)
         raise InputError(f"torchrun started {here} processes on a machine with {gpus} GPUs; expected one for each")
@@ -162,11 +171,18 @@ def start_ranks(*, cpu_offload: bool = False) -> Iterator[Ranks]:
         dist.destroy_process_group()
         raise
     except RuntimeError as error:
-        if world == 1 or "by peer" not in str(error):  # as in "Connection closed by peer"
+        if world == 1 or not _LOST.search(str(error)):
             raise
-        console.note("another process of this training has ended; the same command goes on from the last checkpoint")
+        console.note("another process of this training is gone; the same command goes on from the last checkpoint")
         raise SystemExit(1) from None
-    dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
+    finally:
+        time.sleep(_LET_GO)
+
+
+def _is_launched() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _be_quiet() -> None:
@@ -187,7 +203,7 @@ def stop_requests() -> Iterator[list[int]]:
     whoever has not ended after 30 seconds.
     """
     received: list[int] = []
-    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    launched = _is_launched()
 
     def remember(number: int, _frame: Any) -> None:
         received.append(number)

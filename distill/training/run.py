@@ -10,9 +10,6 @@ left runs an idle one.
 """
 
 import os
-import resource
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,22 +21,24 @@ from torch import nn
 
 from distill import console
 from distill.kernels import fuse_layers
-from distill.packing.balance import balance
 from distill.packing.loss_weights import total_weight
 from distill.packing.pack import Document, Pack, build_pack
-from distill.packing.plan import Step
+from distill.packing.plan import Step, busy_share
+from distill.process import peak_rss_bytes
 from distill.training import best, checkpoint
 from distill.training.activations import checkpoint_activations
+from distill.training.batches import batches_of_rank
 from distill.training.compile import compile_layers, resolve_compile
+from distill.training.device import resolve_precision
 from distill.training.log import Diverged, TrainingLog
 from distill.training.padded import PaddedBatch, build_padded
 from distill.training.peak import peak_flops
-from distill.training.prepare import Ready, resolve_precision
+from distill.training.prepare import Ready
 from distill.training.ranks import Ranks, Stopped, stop_requests
 from distill.training.schedule import learning_rate
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.sharding import shard, take_apart, whole
-from distill.training.speed import Speed
+from distill.training.speed import Meter
 from distill.training.student import Student
 
 # Every step has packs of new lengths, and on a CPU oneDNN and its torch binding keep a compiled kernel for each of the
@@ -47,7 +46,8 @@ from distill.training.student import Student
 for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "32")
 
-_LOG_EVERY = 10  # steps between reading losses back from the device
+_LOG_EVERY, _LOG_SECONDS = 10, 5  # steps, or seconds, between reading losses back from the device
+_BUSY = 0.75  # share of the devices' turns with a row, below which a person is told
 # What a rank without a row runs: its loss times zero, so that it takes part in all that ranks do together.
 _IDLE = Document(np.zeros(2, dtype=np.int32), prompt_length=1)
 
@@ -76,7 +76,7 @@ class Run:
             self.student.to(self.device)
         else:
             shard(self.student, ranks, bf16=is_mixed and not self.autocast, cpu_offload=options.cpu_offload)
-        fuse_layers(origin.model)  # on a GPU with liger-kernel; changes speed, and rounding as another kernel would
+        fuse_layers(origin.model, self.device)  # on a GPU with liger-kernel; rounds as another kernel would
         if resolve_compile(settings.compile, self.device):
             compile_layers(origin.model)
         self.optimizer = build_optimizer(self.student, settings)
@@ -90,23 +90,25 @@ class Run:
             best.check(checkpoints, validations, done.step, ranks)
         if done.step:
             console.note(f"{folder}: going on from step {done.step} of {len(self.steps)}")
+        if (busy := busy_share(self.steps, ranks.world)) < _BUSY:
+            console.note(
+                f"devices have a row {busy:.0%} of the time; a larger --batch or fewer --row-tokens gives them more"
+            )
         peak, peak_source = peak_flops(self.device, self.dtype)
-        peak *= ranks.world
-        started = saved = time.monotonic()
-        seconds = lambda: done.seconds + time.monotonic() - started  # noqa: E731
-        tokens = supervised = 0
-        flops = validating = 0.0
+        meter = Meter(self.device, peak * ranks.world)
+        saved = looked = 0.0  # seconds after which the last checkpoint was written, and losses were read
         with ExitStack() as stack:
             log = ranks.only_first(
-                lambda: stack.enter_context(TrainingLog(folder, done, tensorboard=self.options.tensorboard))
+                lambda: stack.enter_context(
+                    TrainingLog(folder, done, len(self.steps), tensorboard=self.options.tensorboard)
+                )
             )
             flush = lambda: ranks.only_first(lambda: log.flush(self._name_documents))  # noqa: E731
             stop = stack.enter_context(stop_requests())
             bar, task = stack.enter_context(self._bar(done.step))
             for number in range(done.step, len(self.steps)):
                 loss, gradient_norm, rate, counts = self.step(self.steps[number])
-                tokens, supervised = tokens + counts["tokens"], supervised + counts["supervised_tokens"]
-                flops += counts["flops"]
+                meter.add(counts)
                 if log is not None:
                     log.add(number, loss, gradient_norm, rate, counts)
                 last = number + 1 == len(self.steps)
@@ -114,57 +116,57 @@ class Run:
                 due = (
                     (number + 1) % self.options.checkpoint_steps == 0
                     if self.options.checkpoint_steps
-                    else ranks.is_first and time.monotonic() - saved >= self.options.checkpoint_seconds
+                    else ranks.is_first and meter.seconds - saved >= self.options.checkpoint_seconds
                 )
-                asked, due = ranks.most(stop[0] if stop else 0, due)  # a request may have reached any of them
-                if (number + 1) % _LOG_EVERY == 0 or last or asked or validate:
-                    value = flush()
-                    elapsed = time.monotonic() - started - validating
-                    memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_rss_bytes()
-                    speed = Speed(tokens / elapsed, supervised / elapsed, flops / elapsed / peak, memory)
-                    bar.update(task, completed=number + 1, loss=value, speed=speed)
+                look = ranks.is_first and meter.seconds - looked >= _LOG_SECONDS
+                # A request may have reached any of them.
+                asked, due, look = ranks.most(stop[0] if stop else 0, due, look)
+                if (number + 1) % _LOG_EVERY == 0 or look or last or asked or validate:
+                    value, speed, looked = flush(), meter.speed(), meter.seconds
                     if log is not None:
+                        bar.update(task, completed=number + 1, loss=f"{value:.3g}", speed=speed)
                         log.add_speed(number + 1, speed)
                 if validate:
-                    start = time.monotonic()
-                    validations.append(self.validate(number + 1))
-                    if log is not None:
-                        log.add_validation(validations[-1])
-                    if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
-                        best.keep(checkpoints, self.student, number + 1, ranks)
-                    validating += time.monotonic() - start
+                    with meter.validating():
+                        validations.append(self.validate(number + 1))
+                        if log is not None:
+                            log.add_validation(validations[-1])
+                        if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
+                            best.keep(checkpoints, self.student, number + 1, ranks)
                 if (due or asked) and not last:
                     flush()
-                    progress = checkpoint.Progress(number + 1, seconds(), validations)
+                    progress = checkpoint.Progress(number + 1, done.seconds + meter.seconds, validations)
                     checkpoint.save(checkpoints, self.student, self.optimizer, progress, ranks)
-                    saved = time.monotonic()
+                    saved = meter.seconds
                 if asked and not last:
                     raise Stopped(
                         f"stopped after step {number + 1} of {len(self.steps)}; run the same command to go on from there",
                         int(asked),
                     )
-        total = seconds()
-        elapsed = max(time.monotonic() - started - validating, 1e-9)
+        measured = self._measured(done.seconds, meter, peak_source)
         if self.settings.keep == "best":
             best.load(checkpoints, self.student, best.best_of(validations)["step"], ranks)
-        on_gpu = self.device.type == "cuda"
-        rss, device_bytes = ranks.most(peak_rss_bytes(), torch.cuda.max_memory_allocated() if on_gpu else 0)
-        measured = {
-            "seconds": total,
-            "validation_seconds": validating,
-            "tokens_per_second": tokens / elapsed,
-            "supervised_tokens_per_second": supervised / elapsed,
-            "mfu": flops / elapsed / peak,
-            "peak_flops": peak,
+        return measured, validations
+
+    def _measured(self, seconds_before: float, meter: Meter, peak_source: str) -> dict[str, Any]:
+        """All that depends on a clock or a machine; rates are of this process, since it started or went on."""
+        speed, on_gpu = meter.speed(), self.device.type == "cuda"
+        rss, device_bytes = self.ranks.most(peak_rss_bytes(), speed.memory_bytes)
+        return {
+            "seconds": seconds_before + meter.seconds,
+            "validation_seconds": meter.validation_seconds,
+            "tokens_per_second": speed.tokens_per_second,
+            "supervised_tokens_per_second": speed.supervised_tokens_per_second,
+            "mfu": speed.mfu,
+            "peak_flops": meter.peak,
             "peak_flops_source": peak_source,
             "peak_rss_bytes": int(rss),
             "peak_device_bytes": int(device_bytes) if on_gpu else None,
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "ranks": ranks.world,
+            "ranks": self.ranks.world,
             "threads": torch.get_num_threads(),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        return measured, validations
 
     def validate(self, step: int) -> dict[str, Any]:
         """The losses on the held-out pairs after `step`. Raises Diverged when one is not finite."""
@@ -213,42 +215,12 @@ class Run:
         }
         return self.ranks.sum(total) / divisor, norm, rate, counts
 
-    def _batches(self, documents: list[list[Document]]) -> Iterator[tuple[Pack | PaddedBatch, float]]:
+    def _batches(self, rows: list[list[Document]]) -> Iterator[tuple[Pack | PaddedBatch, float]]:
         """This rank's batches of rows, as many as every rank has, each with the weight of its loss: 0 when it is idle."""
-        for row in self._share(documents):
-            weight, row = (1.0, row) if row else (0.0, [_IDLE])
-            weigh = self.settings.loss_weight
-            yield build_pack(row, weigh) if self.settings.packed else build_padded(row, self.pad_id, weigh), weight
-
-    def _share(self, documents: list[list[Document]]) -> list[list[Document]]:
-        rank, world = self.ranks.rank, self.ranks.world
-        if not self.settings.packed:
-            flat = [row[0] for row in documents]
-            if world == 1:
-                return self._cut(flat)
-            flat.sort(key=lambda d: -d.length)  # what is computed at the same time is about as long
-            shares = [self._cut(flat[first::world]) for first in range(world)]
-            most = max(map(len, shares))
-            return shares[rank] + [[]] * (most - len(shares[rank]))
-        if world == 1:
-            return documents
-        costs = [self.shape.training_flops([d.length for d in r], sum(d.supervised for d in r)) for r in documents]
-        groups = balance(documents, np.array(costs), world, seed=self.settings.seed)
-        return [group[rank] if rank < len(group) else [] for group in groups]
-
-    def _cut(self, documents: list[Document]) -> list[list[Document]]:
-        """As many documents together as fit into row_tokens once padded."""
-        batches, start = [], 0
-        while start < len(documents):
-            stop, longest = start, 0
-            while stop < len(documents):
-                longest = max(longest, documents[stop].length)
-                if stop > start and longest * (stop - start + 1) > self.settings.row_tokens:
-                    break
-                stop += 1
-            batches.append(documents[start:stop])
-            start = stop
-        return batches
+        weigh, ranks = self.settings.loss_weight, self.ranks
+        for batch in batches_of_rank(rows, self.settings, self.shape, rank=ranks.rank, world=ranks.world):
+            weight, batch = (1.0, batch) if batch else (0.0, [_IDLE])
+            yield build_pack(batch, weigh) if self.settings.packed else build_padded(batch, self.pad_id, weigh), weight
 
     def _name_documents(self, number: int) -> str:
         references = [r for row in self.steps[number].rows for r in row]
@@ -257,9 +229,9 @@ class Run:
 
     @contextmanager
     def _bar(self, done: int) -> Iterator[Any]:
-        with console.progress("loss {task.fields[loss]:.3g}", "{task.fields[speed]}") as bar:
+        with console.progress("loss {task.fields[loss]}", "{task.fields[speed]}") as bar:
             name = self.settings.arm.partition(":")[0]
-            yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss=float("nan"), speed="")
+            yield bar, bar.add_task(name, total=len(self.steps), completed=done, loss="-", speed="")
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -268,9 +240,3 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
     others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.adam_betas, fused=True)
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from distill.training import checkpoint, lora
+from distill.training.log import Diverged
 from distill.training.student import Origin
 
 
@@ -15,7 +16,14 @@ def save_student(origin: Origin, weights: Mapping[str, torch.Tensor], folder: Pa
 
     All weights trained: a model in Hugging Face layout, in `origin.save_dtype`. Adapters: PEFT's layout, which names
     the student they were trained on; with `merge` the whole model with them added in, and PEFT's layout in adapter/.
+    Raises Diverged for a weight that is no number, of which the last step's loss knew nothing.
     """
+    for name, w in weights.items():
+        if not w.to(origin.save_dtype).isfinite().all():
+            kind = str(origin.save_dtype).removeprefix("torch.")
+            raise Diverged(
+                f"weight {name} is not a finite number in {kind} after the last step; take a smaller learning rate"
+            )
     places = [folder]
     with checkpoint.disk_errors(folder):
         if origin.lora is None:
@@ -27,9 +35,9 @@ def save_student(origin: Origin, weights: Mapping[str, torch.Tensor], folder: Pa
                 _save_model(origin, lora.merged(origin.lora, weights), folder)
             revision = getattr(origin.model.config, "_commit_hash", None)
             lora.save_adapter(origin.lora, weights, places[-1], base=origin.source, revision=revision)
-    for place in places:
-        origin.chat.tokenizer.save_pretrained(place)
-        origin.chat.think.save(place)
+        for place in places:
+            origin.chat.tokenizer.save_pretrained(place)
+            origin.chat.think.save(place)
 
 
 def _save_model(origin: Origin, weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:

@@ -6,15 +6,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from distill.errors import InputError
-from distill.packing.arms import Arm
+from distill.packing.arms import Answers, Arm
 from distill.packing.budget import Match
 from distill.packing.chat import ModeSignal
 from distill.packing.loss_weights import LossWeight
+from distill.packing.plan import BatchUnit
 from distill.settings import Settings
 from distill.training.sizes import SIZES, default_learning_rate
 
-Tag = Annotated[str, Field(min_length=1)]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Schedule = Literal["cosine", "wsd", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+ActivationCheckpointing = Literal["off", "selective", "full"]
+Name = Annotated[str, Field(min_length=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # At alpha 32 the best rate hardly depends on the rank and is about ten times that of training all weights
 # (Schulman et al., "LoRA Without Regret", 2025).
@@ -39,18 +45,21 @@ class PhaseSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Everything the trained weights depend on, besides the traces. Lengths and budgets are in tokens."""
+    """Everything the trained weights depend on, besides the traces. Lengths and budgets are in tokens.
+
+    Lists may be given as a flag writes them, with commas.
+    """
 
     student: str = Field(description="a from-scratch size (tiny, small), a Hugging Face folder, or a Hub id")
     arm: str = "reasoning"
     phases: tuple[PhaseSettings, ...] | None = Field(None, min_length=1, description="a curriculum instead of an arm")
-    answers: Literal["teacher", "stripped", "gold"] = "teacher"
+    answers: Answers = "teacher"
     seed: int = Field(0, ge=0, lt=2**31)
 
     packed: bool = True
     row_tokens: int = Field(4096, ge=8, description="tokens of a packed row; the longest document that is kept")
     batch: int = Field(32, ge=1, description="size of an optimizer step")
-    batch_unit: Literal["examples", "tokens"] = "examples"
+    batch_unit: BatchUnit = "examples"
     epochs: int = Field(1, ge=1)
     tokens: int | None = Field(None, ge=1, description="train until this many input tokens instead of whole epochs")
     match: Match = Field("samples", description="until as many steps, tokens or flops as arm reasoning in these epochs")
@@ -68,14 +77,15 @@ class TrainSettings(Settings):
     learning_rate: float | tuple[float, ...] = Field(
         description="peak; 1e-5, or a from-scratch size's own, if not given; of several the best on validation"
     )
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = Field(0, ge=0)
     decay_steps: int = Field(0, ge=0, description="length of the decay of schedule wsd")
     final_learning_rate_ratio: float = Field(
         0.1, ge=0, le=1, description="floor of the schedule, as a share of the peak"
     )
+    one_schedule: bool = Field(False, description="one schedule over all phases of an arm, not one for each")
     weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     gradient_clip: float = Field(1.0, gt=0)
 
     validation: float = Field(0.0, ge=0, lt=1, description="share of the pairs that is held out, by a hash")
@@ -85,14 +95,34 @@ class TrainSettings(Settings):
 
     lora_rank: int | None = Field(None, ge=1, description="train adapters of this rank instead of the weights")
     lora_alpha: float | None = Field(None, gt=0, description="adapters count alpha / rank; 32 if not given")
-    lora_targets: tuple[Tag, ...] | None = Field(None, min_length=1, description="all-linear, or layers: q_proj,v_proj")
+    lora_targets: tuple[Name, ...] | None = Field(
+        None, min_length=1, description="all-linear, or layers: q_proj,v_proj"
+    )
     merge: bool = Field(False, description="save the whole model with its adapters added in, and them beside it")
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile of each layer; auto: on GPUs")
+    precision: Precision = "auto"
+    compile: Compile = Field("auto", description="torch.compile of each layer; auto: on GPUs")
     vocab_size: int = Field(512, ge=262, description="entries of a from-scratch student's tokenizer")
-    think_tags: tuple[Tag, Tag] | None = Field(None, description="what marks reasoning, for tokenizers without <think>")
+    think_tags: tuple[Name, Name] | None = Field(
+        None, description="what marks reasoning, for tokenizers without <think>"
+    )
     mode_signal: ModeSignal = Field("none", description="prompt: the question ends with the mode that is wanted")
+
+    # What was given, as it is meant.
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phases_or_an_arm(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("phases") is None:
+            arm = values.get("arm")
+            return values | {"arm": str(Arm.parse(arm))} if isinstance(arm, str) else values
+        if values.get("arm", "phases") != "phases":
+            raise InputError(f"phases and arm {values['arm']!r} both say what the student is shown; give one of them")
+        if values.get("epochs", 1) != 1:
+            raise InputError("epochs: each of the phases says its own; leave this one out")
+        return values | {"arm": "phases"}
 
     @model_validator(mode="before")
     @classmethod
@@ -102,23 +132,12 @@ class TrainSettings(Settings):
             return values | {"learning_rate": rate * (LORA_RATE if values.get("lora_rank") is not None else 1)}
         return values
 
-    @model_validator(mode="before")
-    @classmethod
-    def _learning_rates_of_a_flag(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("learning_rate"), str):
-            return values
-        try:
-            rates = [float(part) for part in values["learning_rate"].split(",")]
-        except ValueError:
-            return values  # the field's own check says what was found
-        return values | {"learning_rate": rates if len(rates) > 1 else rates[0]}
-
     @field_validator("learning_rate", mode="before")
     @classmethod
-    def _learning_rates_read(cls, given: Any) -> Any:
-        parts = given if isinstance(given, list | tuple) else [given]
+    def _one_learning_rate_or_several(cls, given: Any) -> Any:
+        given = given.split(",") if isinstance(given, str) else given
         try:
-            rates = tuple(float(part) for part in parts)
+            rates = tuple(float(part) for part in (given if isinstance(given, list | tuple) else [given]))
         except (TypeError, ValueError):
             rates = ()
         if not rates or not all(0 < rate < float("inf") for rate in rates):
@@ -127,30 +146,65 @@ class TrainSettings(Settings):
             raise ValueError("expected learning rates that differ from each other")
         return rates if len(rates) > 1 else rates[0]
 
-    @model_validator(mode="before")
+    @field_validator("think_tags", mode="before")
     @classmethod
-    def _phases_are_the_arm(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("phases") is None:
-            return values
-        if values.get("arm", "phases") != "phases":
-            raise InputError(f"phases and arm {values['arm']!r} both say what the student is shown; give one of them")
-        if values.get("epochs", 1) != 1:
-            raise InputError("epochs: each of the phases says its own; leave this one out")
-        return values | {"arm": "phases"}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _arm_reads(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("arm"), str) and values.get("phases") is None:
-            return values | {"arm": str(Arm.parse(values["arm"]))}
-        return values
+    def _tags_of_a_flag(cls, given: Any) -> Any:
+        tags = given.split(",") if isinstance(given, str) else given
+        if tags is not None and (not isinstance(tags, list | tuple) or len(tags) != 2):
+            raise ValueError("expected two texts, an opening and a closing one, such as '<think>,</think>'")
+        return tags
 
     @field_validator("lora_targets", mode="before")
     @classmethod
-    def _lora_targets_read(cls, targets: Any) -> Any:
-        if targets == "all-linear":
+    def _targets_of_a_flag(cls, given: Any) -> Any:
+        if given == "all-linear":
             return None
-        return tuple(name.strip() for name in targets.split(",")) if isinstance(targets, str) else targets
+        return [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+
+    # What does not go together.
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> "TrainSettings":
+        if self.match != "samples" and self.tokens is not None:
+            raise InputError(
+                f"match {self.match} and tokens={self.tokens} both say when training ends; give one of them"
+            )
+        if self.batch_unit == "tokens" and self.packed and self.batch < self.row_tokens:
+            raise InputError(f"a batch of {self.batch} tokens is smaller than a row of row_tokens={self.row_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> "TrainSettings":
+        if self.distillation_weight == 0 and self.divergence != "forward_kl":
+            raise InputError(f"divergence {self.divergence} needs a distillation_weight above 0")
+        if self.distillation_weight > 0 and self.z_loss > 0:
+            raise InputError("z_loss is a part of cross-entropy, which rows with a teacher have not; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainSettings":
+        if self.schedule == "wsd" and self.decay_steps == 0:
+            raise InputError("schedule wsd needs decay_steps of at least 1")
+        if self.schedule != "wsd" and self.decay_steps > 0:
+            raise InputError(f"schedule {self.schedule} has no decay_steps, those are of wsd; leave them out")
+        if self.one_schedule and self.shown.kind not in ("sequential", "phases"):
+            raise InputError(
+                f"one_schedule: arm {self.arm} has one phase, whose schedule is the only one; leave it out"
+            )
+        if self.one_schedule and any(phase.learning_rate is not None for phase in self.phases or ()):
+            raise InputError("one_schedule: a phase has a learning rate of its own; give one of them")
+        if isinstance(self.learning_rate, tuple):
+            if self.validation == 0:
+                raise InputError("learning_rate: choosing one of several needs a share of pairs in validation")
+            if any(phase.learning_rate is not None for phase in self.phases or ()):
+                raise InputError("learning_rate: several to choose from, and a phase with its own; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_fits(self) -> "TrainSettings":
+        if self.validation == 0 and (self.keep == "best" or self.validation_steps or self.validation_epochs > 1):
+            raise InputError("keep best, validation_steps and validation_epochs need a share of pairs in validation")
+        return self
 
     @model_validator(mode="after")
     def _lora_fits(self) -> "TrainSettings":
@@ -161,21 +215,18 @@ class TrainSettings(Settings):
             raise InputError(f"lora_rank: student {self.student} starts from scratch, so there is nothing to adapt")
         return self
 
-    @property
-    def lora(self) -> Lora | None:
-        """The adapters to train; None: all weights are trained."""
-        if self.lora_rank is None:
-            return None
-        return Lora(self.lora_rank, self.lora_alpha or LORA_ALPHA, self.lora_targets, self.merge)
-
     @model_validator(mode="after")
-    def _learning_rates_fit(self) -> "TrainSettings":
-        if isinstance(self.learning_rate, tuple):
-            if self.validation == 0:
-                raise InputError("learning_rate: choosing one of several needs a share of pairs in validation")
-            if any(phase.learning_rate is not None for phase in self.phases or ()):
-                raise InputError("learning_rate: several to choose from, and a phase with its own; give one of them")
+    def _think_tags_fit(self) -> "TrainSettings":
+        if self.think_tags is not None and self.student in SIZES:
+            raise InputError(f"think_tags: student {self.student} has its own, <think> and </think>; leave them out")
         return self
+
+    # What follows from them.
+
+    @property
+    def shown(self) -> Arm:
+        """What the student is shown, and in what order."""
+        return Arm.of_phases((p.reasoning, p.epochs) for p in self.phases) if self.phases else Arm.parse(self.arm)
 
     @property
     def candidates(self) -> "tuple[TrainSettings, ...]":
@@ -185,9 +236,11 @@ class TrainSettings(Settings):
         return tuple(self.model_copy(update={"learning_rate": rate}) for rate in sorted(self.learning_rate))
 
     @property
-    def shown(self) -> Arm:
-        """What the student is shown, and in what order."""
-        return Arm.of_phases((p.reasoning, p.epochs) for p in self.phases) if self.phases else Arm.parse(self.arm)
+    def lora(self) -> Lora | None:
+        """The adapters to train; None: all weights are trained."""
+        if self.lora_rank is None:
+            return None
+        return Lora(self.lora_rank, self.lora_alpha or LORA_ALPHA, self.lora_targets, self.merge)
 
     def peak_learning_rate(self, phase: int) -> float:
         """Of the phase of that number, from 0."""
@@ -198,28 +251,6 @@ class TrainSettings(Settings):
         examples or are documents, so that there the number of devices does not name a student."""
         planned = self.batch_unit == "tokens" and self.packed
         return self.model_copy(update={"balance_ranks": (self.balance_ranks or world) if planned else None})
-
-    @model_validator(mode="after")
-    def _distillation_fits(self) -> "TrainSettings":
-        if self.distillation_weight == 0 and self.divergence != "forward_kl":
-            raise InputError(f"divergence {self.divergence} needs a distillation_weight above 0")
-        if self.distillation_weight > 0 and self.z_loss > 0:
-            raise InputError("z_loss is a part of cross-entropy, which rows with a teacher have not; give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> "TrainSettings":
-        if self.match != "samples" and self.tokens is not None:
-            raise InputError(
-                f"match {self.match} and tokens={self.tokens} both say when training ends; give one of them"
-            )
-        if self.schedule == "wsd" and self.decay_steps == 0:
-            raise ValueError("schedule wsd needs decay_steps of at least 1")
-        if self.batch_unit == "tokens" and self.packed and self.batch < self.row_tokens:
-            raise ValueError(f"a batch of {self.batch} tokens is smaller than a row of row_tokens={self.row_tokens}")
-        if self.validation == 0 and (self.keep == "best" or self.validation_steps or self.validation_epochs > 1):
-            raise InputError("keep best, validation_steps and validation_epochs need a share of pairs in validation")
-        return self
 
 
 class RunOptions(Settings):
@@ -232,7 +263,7 @@ class RunOptions(Settings):
     checkpoint_steps: int | None = Field(None, ge=1, description="checkpoint every so many steps instead")
     tensorboard: bool = True
     cpu_offload: bool = Field(False, description="keep weights and moments in the CPU's memory, on GPUs only")
-    activation_checkpointing: Literal["off", "selective", "full"] = Field(
+    activation_checkpointing: ActivationCheckpointing = Field(
         "off",
         description="what is run again in the backward for less memory: selective, what is cheap; full, every layer",
     )

@@ -6,6 +6,7 @@ moment does another rank, or a GPU, hold more than one layer or the embedding an
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def shard(student: Student, ranks: Ranks, *, bf16: bool, cpu_offload: bool) -> N
         _take_from_first(unit.parameters(), owners, ranks)
         if unit is student:
             _take_from_first(unit.buffers(), owners, ranks)
+        if unit is student:  # a batch is tokens, and float32 weights and log-probabilities, which are no activations
+            options["mp_policy"] = replace(options["mp_policy"], cast_forward_inputs=False)
         fully_shard(unit, **options)
     for module in student.modules():
         if isinstance(module, FSDPModule):

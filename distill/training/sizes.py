@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.errors import unknown_name
+from distill.errors import InputError, unknown_name
 from distill.hub import looks_like_hub_id
 
 # From-scratch sizes, Qwen2 layout: about 0.1M and 0.6M parameters, and two that want a GPU or a night.
@@ -16,6 +16,8 @@ SIZES: dict[str, dict[str, int]] = {
 def check_student(student: str) -> None:
     """Raises InputError for what is neither a size, nor a folder, nor looks like a Hub id (owner/name)."""
     if student not in SIZES and not Path(student).is_dir() and not looks_like_hub_id(student):
+        if "/" in student:
+            raise InputError(f"student {student}: no such folder, and not a Hub id (owner/name)")
         raise unknown_name("student", student, [*SIZES, "a folder", "a Hub id (owner/name)"])
 
 

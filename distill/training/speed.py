@@ -1,6 +1,14 @@
-"""How fast a training goes and what it takes, for its bar and TensorBoard."""
+"""How fast a training goes and what it takes."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.training.device import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,42 @@ class Speed:
         memory = f"{gib:.1f}G" if gib < 9.95 else f"{gib:.0f}G"
         rates = f"{_short(self.supervised_tokens_per_second)}/{_short(self.tokens_per_second)}"
         return f"{rates} tok/s MFU {self.mfu:.0%} {memory}"
+
+
+class Meter:
+    """Counts what this process trains on and times it, from when it is made; `peak` is FLOP/s of all devices together."""
+
+    def __init__(self, device: torch.device, peak: float):
+        self.device, self.peak = device, peak
+        self.tokens = self.supervised_tokens = 0
+        self.flops = self.validation_seconds = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start, validation included."""
+        return time.monotonic() - self._started
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """A step's counts of tokens, supervised tokens and FLOPs."""
+        self.tokens += counts["tokens"]
+        self.supervised_tokens += counts["supervised_tokens"]
+        self.flops += counts["flops"]
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.validation_seconds += time.monotonic() - start
+
+    def speed(self) -> Speed:
+        elapsed = max(self.seconds - self.validation_seconds, 1e-9)
+        return Speed(
+            tokens_per_second=self.tokens / elapsed,
+            supervised_tokens_per_second=self.supervised_tokens / elapsed,
+            mfu=self.flops / elapsed / self.peak,
+            memory_bytes=peak_bytes(self.device),
+        )
 
 
 def _short(number: float) -> str:

@@ -171,6 +171,8 @@ def _from_scratch(size: str, texts: Iterable[str], vocab_size: int, seed: int, a
 
 def _from_pretrained(student: str, attention: str, think_tags: tuple[str, str] | None, weights: bool) -> Origin:
     config, chat = _read_pretrained(student, think_tags)
+    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        attention = "eager"  # torch's own has no cap on scores, and transformers leaves it out without a word
     save_dtype = getattr(config, "dtype", None) or torch.float32
     for name in vars(config):
         if name.endswith(("dropout", "pdrop")):  # fine-tuning is without, and a resumed run has no random state to lose

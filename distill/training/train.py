@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from distill import artifact, console
-from distill.artifact import Artifact
+from distill.artifact import Artifact, Workspace
 from distill.packing.chat import LABELLING_VERSION
 from distill.packing.source import TraceSet, read_traces
 from distill.training import best
 from distill.training.card import write_card
 from distill.training.compile import resolve_compile
 from distill.training.describe import describe
+from distill.training.device import resolve_precision, this_device
 from distill.training.grid import CANDIDATES, take_files, train_grid
-from distill.training.prepare import make_ready, resolve_precision
+from distill.training.log import last_loss
+from distill.training.prepare import make_ready
 from distill.training.ranks import Ranks, start_ranks
 from distill.training.run import Run
 from distill.training.save import save_student
@@ -26,7 +28,7 @@ from distill.training.student import student_identity
 
 KIND = "student"
 DOCUMENTS = "documents"  # entry of the folder: the tokenized documents while it is trained
-TRAINER_VERSION = 2  # part of every key: raise it when the same settings give other weights
+TRAINER_VERSION = 3  # part of every key: raise it when the same settings give other weights
 
 
 def train(settings: TrainSettings, traces: Path, options: RunOptions) -> Artifact:
@@ -36,7 +38,18 @@ def train(settings: TrainSettings, traces: Path, options: RunOptions) -> Artifac
         torch.set_num_threads(options.threads)
     with start_ranks(cpu_offload=options.cpu_offload) as ranks:
         trace_set = ranks.together(lambda: read_traces(traces))
-        return _train(settings.for_ranks(ranks.world), trace_set, options, ranks)
+        planned = ranks.from_first(lambda: _planned_ranks(options.out)) or ranks.world
+        for_these = settings.for_ranks(planned)
+        if for_these.balance_ranks not in (None, settings.balance_ranks, ranks.world):
+            console.note(f"{options.out}: steps stay balanced for {planned} ranks, as it was begun")
+        return _train(for_these, trace_set, options, ranks)
+
+
+def _planned_ranks(out: Path) -> int | None:
+    """For how many ranks the rows of the training in `out` are balanced, so that any number of them goes on with it."""
+    begun = (artifact.recipe_of(out) or {}).get("settings")
+    planned = begun.get("balance_ranks") if isinstance(begun, dict) else None
+    return planned if isinstance(planned, int) and planned > 0 else None
 
 
 def _train(settings: TrainSettings, trace_set: TraceSet, options: RunOptions, ranks: Ranks) -> Artifact:
@@ -49,44 +62,56 @@ def _train(settings: TrainSettings, trace_set: TraceSet, options: RunOptions, ra
         if work.finished:
             console.note(f"{options.out}: already trained, nothing to do")
             return work.finished
-        kept = options.documents or options.out / DOCUMENTS
-        if isinstance(settings.learning_rate, tuple):
-            shared = options.model_copy(update={"documents": kept})
-            chosen, summary = train_grid(work, settings, shared, ranks, lambda s, o: _train(s, trace_set, o, ranks))
+        options = options.model_copy(update={"documents": options.documents or options.out / DOCUMENTS})
+        make = _make_with_best_rate if isinstance(settings.learning_rate, tuple) else _make
+        return make(work, settings, trace_set, options, ranks)
 
-            def take() -> Artifact:
-                take_files(chosen, work.path)
-                artifact.write_json(work.path / "metrics.json", summary)
-                one = settings.model_copy(update={"learning_rate": summary["learning_rate"]})
-                write_card(work.path, one, summary, work.recipe)
-                return work.commit(summary, remove=(CANDIDATES, DOCUMENTS))
 
-            return ranks.from_first(take)
-        make = lambda: make_ready(settings, trace_set, weights=ranks.is_first, documents=kept)  # noqa: E731
-        ready = ranks.only_first(make)  # it tokenizes, and the others map its files
-        ready = ranks.together(lambda: ready or make())
-        run = Run(settings, options, ready, ranks)
-        measured, validations = run.train(work.path)
-        weights = gather_weights(ready.origin.model, ranks)
+def _make(work: Workspace, settings: TrainSettings, trace_set: TraceSet, options: RunOptions, ranks: Ranks) -> Artifact:
+    """Run every step, and put the student into the folder."""
+    prepare = lambda: make_ready(settings, trace_set, weights=ranks.is_first, documents=options.documents)  # noqa: E731
+    ready = ranks.only_first(prepare)  # it tokenizes, and the others map its files
+    ready = ranks.together(lambda: ready or prepare())
+    run = Run(settings, options, ready, ranks)
+    measured, validations = run.train(work.path)
+    weights = gather_weights(ready.origin.model, ranks)
 
-        def finish() -> Artifact:
-            save_student(ready.origin, weights, work.path)
-            summary = describe(settings, ready) | {"measured": measured}
-            if ready.validation is not None:
-                lowest = best.best_of(validations)
-                kept = lowest if settings.keep == "best" else validations[-1]
-                summary["validation"] |= {"times": len(validations), "lowest": lowest, "kept": kept}
-            artifact.write_json(work.path / "metrics.json", summary)
-            write_card(work.path, settings, summary, work.recipe)
-            return work.commit(summary, remove=("checkpoints", DOCUMENTS))
+    def finish() -> Artifact:
+        save_student(ready.origin, weights, work.path)
+        summary = describe(settings, ready) | {"final_loss": last_loss(work.path), "measured": measured}
+        if ready.validation is not None:
+            lowest = best.best_of(validations)
+            kept = lowest if settings.keep == "best" else validations[-1]
+            summary["validation"] |= {"times": len(validations), "lowest": lowest, "kept": kept}
+        return _commit(work, settings, summary, remove=("checkpoints", DOCUMENTS))
 
-        return ranks.from_first(finish)
+    return ranks.from_first(finish)
+
+
+def _make_with_best_rate(
+    work: Workspace, settings: TrainSettings, trace_set: TraceSet, options: RunOptions, ranks: Ranks
+) -> Artifact:
+    """Train with each of several learning rates, and make the best of these students that of the folder."""
+    chosen, summary = train_grid(work, settings, options, ranks, lambda s, o: _train(s, trace_set, o, ranks))
+
+    def finish() -> Artifact:
+        take_files(chosen, work.path)
+        of_one = settings.model_copy(update={"learning_rate": summary["learning_rate"]})
+        return _commit(work, of_one, summary, remove=(CANDIDATES, DOCUMENTS))
+
+    return ranks.from_first(finish)
+
+
+def _commit(work: Workspace, settings: TrainSettings, summary: dict[str, Any], *, remove: tuple[str, ...]) -> Artifact:
+    artifact.write_json(work.path / "metrics.json", summary)
+    write_card(work.path, settings, summary, work.recipe)
+    return work.commit(summary, remove=remove)
 
 
 def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
     """Everything the weights depend on. Raises InputError for a student that cannot be read."""
     student = student_identity(settings.student, settings.think_tags)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     dtype = resolve_precision(settings.precision, device, student["hidden"])
     return {
         "settings": settings.model_dump(mode="json", exclude={"student", "precision", "compile"}),

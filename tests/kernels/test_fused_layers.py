@@ -250,6 +250,12 @@ def test_only_this_model_changes(monkeypatch):
     assert all("forward" not in vars(module) for module in model_of("qwen3").modules())
 
 
+def test_what_runs_on_a_gpu_is_fused_though_its_weights_are_elsewhere(monkeypatch):
+    monkeypatch.setattr(fused_layers, "DEVICE_TYPES", ("cuda",))
+    assert fuse_layers(model_of("qwen3")) == []
+    assert fuse_layers(model_of("qwen3"), torch.device("cuda", 0)) == ["5 RMSNorm", "1 rotary embedding", "1 gated MLP"]
+
+
 def test_a_copy_is_fused_and_computes_with_its_own_weights(monkeypatch):
     model = model_of("llama")
     fuse_layers(model)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.flops import ModelShape
-from distill.packing.balance import balance, balance_share, row_costs
+from distill.packing.balance import balance, balance_share, document_costs, row_sums
 from distill.packing.binning import best_fit_decreasing
 
 SHAPE = ModelShape(layers=28, hidden=1536, heads=12, kv_heads=2, head_dim=128, intermediate=8960, vocab=151_936)
@@ -19,7 +19,7 @@ def packed():
     rng = np.random.default_rng()
     lengths = rng.lognormal(np.log(5000), 0.8, 20_000).astype(int).clip(16, ROW_TOKENS)
     rows = best_fit_decreasing(lengths, ROW_TOKENS)
-    return rows, row_costs(rows, lengths, (0.8 * lengths).astype(int), SHAPE)
+    return rows, row_sums(rows, document_costs(lengths, (0.8 * lengths).astype(int), SHAPE))
 
 
 def share(groups, ranks):
@@ -82,13 +82,13 @@ def test_a_row_costs_what_its_documents_cost_one_by_one(rng):
     shape = ModelShape(2, 64, 4, 2, 16, 96, 300)
     lengths, supervised = rng.integers(1, 500, 40), rng.integers(1, 50, 40)
     rows = [part.tolist() for part in np.split(rng.permutation(40), [1, 7, 20])]
-    found = row_costs(rows, lengths, supervised, shape)
+    found = row_sums(rows, document_costs(lengths, supervised, shape))
     for row, cost in zip(rows, found, strict=True):
         linear = sum(6 * 2 * shape.layer_weights * int(lengths[d]) + 6 * 64 * 300 * int(supervised[d]) for d in row)
         pairs = sum(int(lengths[d]) * (int(lengths[d]) + 1) // 2 for d in row)
         assert cost == pytest.approx(linear + 3 * 4 * 2 * 4 * 16 * pairs, rel=1e-12)
         assert cost == pytest.approx(shape.training_flops(lengths[row], int(supervised[row].sum())), rel=1e-12)
-    assert row_costs([], lengths, supervised, shape).shape == (0,)
+    assert row_sums([], document_costs(lengths, supervised, shape)).shape == (0,)
 
 
 def test_wrong_arguments_name_what_is_wrong():

@@ -12,7 +12,7 @@ import pytest
 from distill.errors import InputError
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.pack import IGNORE, Document, build_pack
-from distill.packing.render import MODES, render
+from distill.packing.render import MODES, Rendering, render
 
 CHATML = (
     "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}{% endif %}"
@@ -150,9 +150,7 @@ def test_the_mask_is_a_border_in_the_whole_conversation(name, tokenizer_with, ma
     chat = ChatFormat(tokenizer, ThinkFormat(), source="here")
     modes = ("reasoning",) if family.opens else MODES
     pairs = make_pairs(12)
-    documents = render(
-        pairs, chat, answers="teacher", max_length=10**6, vocab_size=len(tokenizer), modes=modes
-    ).documents
+    documents = render(pairs, chat, Rendering("teacher", 10**6, len(tokenizer), modes)).documents
     for at, pair in enumerate(pairs):
         question = pair.problem.prompt
         before = ASKED[name].replace("{}", question.strip() if name in ("llama-3", "gemma-3") else question)

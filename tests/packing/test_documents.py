@@ -14,7 +14,7 @@ from distill.packing import render as rendering
 from distill.packing.chat import COMPACT, MODE_SIGNALS, ChatFormat, ThinkFormat
 from distill.packing.documents import make_documents, open_documents, rendered_documents
 from distill.packing.pack import Document
-from distill.packing.render import Rendered, render
+from distill.packing.render import Rendered, Rendering, render
 from distill.packing.source import TraceSet
 from distill.packing.tokenizer import train_tokenizer
 
@@ -40,11 +40,11 @@ def arrays(rendered: Rendered) -> list:
 @pytest.mark.parametrize("chunk", [1, 900, 1 << 20])
 def test_what_is_mapped_is_what_is_rendered(chat, trace_set, tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(rendering, "_CHUNK", chunk)
-    lengths = render(trace_set.pairs, chat, **HOW).lengths.reshape(-1, 2).max(axis=1)
+    lengths = render(trace_set.pairs, chat, Rendering(**HOW)).lengths.reshape(-1, 2).max(axis=1)
     how = HOW | {"max_length": int(np.sort(lengths)[-4])}  # up to three pairs are longer
     advanced = []
-    expected = render(trace_set.pairs, chat, **how)
-    found = rendered_documents(tmp_path / "d", trace_set, chat, **how, advance=advanced.append)
+    expected = render(trace_set.pairs, chat, Rendering(**how))
+    found = rendered_documents(tmp_path / "d", trace_set, chat, Rendering(**how), advance=advanced.append)
     assert arrays(found) == arrays(expected) and found.pair_ids == expected.pair_ids and sum(advanced) == 40
     assert (found.dropped, found.dropped_tokens) == (expected.dropped, expected.dropped_tokens)
     assert found.n_pairs + found.dropped == 40
@@ -53,7 +53,7 @@ def test_what_is_mapped_is_what_is_rendered(chat, trace_set, tmp_path, monkeypat
 
 
 def test_a_document_is_a_view_of_the_file(chat, trace_set, tmp_path):
-    rendered = rendered_documents(tmp_path, trace_set, chat, **HOW)
+    rendered = rendered_documents(tmp_path, trace_set, chat, Rendering(**HOW))
     documents = rendered.documents
     assert len(documents) == 80 and len(list(documents)) == 80
     for at, document in enumerate(documents):
@@ -69,10 +69,10 @@ def test_a_document_is_a_view_of_the_file(chat, trace_set, tmp_path):
 
 
 def test_it_is_made_once_for_all_arms(chat, trace_set, tmp_path, monkeypatch):
-    first = make_documents(tmp_path, trace_set, chat, **HOW, modes=("reasoning",))
+    first = make_documents(tmp_path, trace_set, chat, Rendering(**HOW, modes=("reasoning",)))
     monkeypatch.setattr(kept, "render_parts", lambda *_, **__: pytest.fail("rendered again"))
     for modes in (("ift",), ("reasoning",), ("ift", "reasoning")):
-        assert make_documents(tmp_path, trace_set, chat, **HOW, modes=modes) == first
+        assert make_documents(tmp_path, trace_set, chat, Rendering(**HOW, modes=modes)) == first
 
 
 def test_the_key_holds_what_decides_a_token(chat, trace_set, tmp_path):
@@ -85,13 +85,13 @@ def test_the_key_holds_what_decides_a_token(chat, trace_set, tmp_path):
     template = train_tokenizer(TEXTS, 300)
     template.chat_template = "{# a remark #}" + template.chat_template
     other_chats["template"] = ChatFormat(template, COMPACT, source="a")
-    paths = {name: make_documents(tmp_path, trace_set, other, **HOW) for name, other in other_chats.items()}
-    paths["traces"] = make_documents(tmp_path, replace(trace_set, key="other"), chat, **HOW)
-    paths["pairs"] = make_documents(tmp_path, replace(trace_set, pairs=trace_set.pairs[:-1]), chat, **HOW)
+    paths = {name: make_documents(tmp_path, trace_set, other, Rendering(**HOW)) for name, other in other_chats.items()}
+    paths["traces"] = make_documents(tmp_path, replace(trace_set, key="other"), chat, Rendering(**HOW))
+    paths["pairs"] = make_documents(tmp_path, replace(trace_set, pairs=trace_set.pairs[:-1]), chat, Rendering(**HOW))
     for name, value in {"answers": "gold", "max_length": 4095}.items():
-        paths[name] = make_documents(tmp_path, trace_set, chat, **HOW | {name: value})
-    assert make_documents(tmp_path, trace_set, chat, **HOW) == paths.pop("same")
-    assert make_documents(tmp_path, trace_set, chat, **HOW | {"vocab_size": 400}) not in paths.values()
+        paths[name] = make_documents(tmp_path, trace_set, chat, Rendering(**HOW | {name: value}))
+    assert make_documents(tmp_path, trace_set, chat, Rendering(**HOW)) == paths.pop("same")
+    assert make_documents(tmp_path, trace_set, chat, Rendering(**HOW | {"vocab_size": 400})) not in paths.values()
     assert len(set(paths.values())) == len(paths)
     assert len(list(tmp_path.iterdir())) == len(paths) + 1
 
@@ -101,7 +101,7 @@ def test_of_several_at_once_one_renders(chat, trace_set, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "render_parts", lambda *a, **k: calls.append(1) or real(*a, **k))
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(make_documents(tmp_path, trace_set, chat, **HOW)))
+        threading.Thread(target=lambda: found.append(make_documents(tmp_path, trace_set, chat, Rendering(**HOW))))
         for _ in range(4)
     ]
     for thread in threads:
@@ -109,12 +109,12 @@ def test_of_several_at_once_one_renders(chat, trace_set, tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(calls) == 1 and len(found) == 4 and len(set(found)) == 1
-    assert arrays(open_documents(found[0])) == arrays(render(trace_set.pairs, chat, **HOW))
+    assert arrays(open_documents(found[0])) == arrays(render(trace_set.pairs, chat, Rendering(**HOW)))
 
 
 def test_killed_while_rendering(chat, trace_set, tmp_path, rng):
     """A torn folder, as SIGKILL leaves it, is made again to the same bytes."""
-    whole, torn = (make_documents(tmp_path / name, trace_set, chat, **HOW) for name in ("whole", "torn"))
+    whole, torn = (make_documents(tmp_path / name, trace_set, chat, Rendering(**HOW)) for name in ("whole", "torn"))
     (torn / "manifest.json").unlink()
     for file in torn.glob("*.npy"):
         data = file.read_bytes()
@@ -123,7 +123,7 @@ def test_killed_while_rendering(chat, trace_set, tmp_path, rng):
         (torn / "pair_ids.json").unlink()
     with pytest.raises(InputError, match="not finished"):
         open_documents(torn)
-    assert make_documents(tmp_path / "torn", trace_set, chat, **HOW) == torn
+    assert make_documents(tmp_path / "torn", trace_set, chat, Rendering(**HOW)) == torn
     for file in whole.iterdir():
         assert file.read_bytes() == (torn / file.name).read_bytes(), file.name
 
@@ -145,13 +145,13 @@ def remove(path, rng):
 @pytest.mark.parametrize("damage", [cut, flip, remove])
 @pytest.mark.parametrize("name", ["tokens.npy", "bounds.npy", "reasoning_lengths.npy", "pair_ids.json"])
 def test_damage_is_named(chat, trace_set, tmp_path, rng, damage, name):
-    path = make_documents(tmp_path, trace_set, chat, **HOW)
+    path = make_documents(tmp_path, trace_set, chat, Rendering(**HOW))
     damage(path / name, rng)
     with pytest.raises(InputError, match=rf"{name}: (damaged|missing)") as refused:
-        make_documents(tmp_path, trace_set, chat, **HOW)
+        make_documents(tmp_path, trace_set, chat, Rendering(**HOW))
     assert "\n" not in str(refused.value)
     shutil.rmtree(path)
-    make_documents(tmp_path, trace_set, chat, **HOW)
+    make_documents(tmp_path, trace_set, chat, Rendering(**HOW))
 
 
 def test_what_fails_leaves_nothing(chat, trace_set, tmp_path, monkeypatch):
@@ -160,11 +160,11 @@ def test_what_fails_leaves_nothing(chat, trace_set, tmp_path, monkeypatch):
     bad = list(trace_set.pairs)
     bad[30] = replace(bad[30], ift=replace(bad[30].ift, answer="4<|end|>"))
     with pytest.raises(InputError, match=f"{bad[30].problem.id} contains the end-of-turn"):
-        make_documents(folder, replace(trace_set, pairs=bad), chat, **HOW)
+        make_documents(folder, replace(trace_set, pairs=bad), chat, Rendering(**HOW))
     with pytest.raises(InputError, match="of 40 pairs are longer than 4 tokens"):
-        make_documents(folder, trace_set, chat, **HOW | {"max_length": 4})
+        make_documents(folder, trace_set, chat, Rendering(**HOW | {"max_length": 4}))
     with pytest.raises(InputError, match="tokenizer and model disagree"):
-        make_documents(folder, trace_set, chat, **HOW | {"vocab_size": 50})
+        make_documents(folder, trace_set, chat, Rendering(**HOW | {"vocab_size": 50}))
     written, real = [], kept._Array.append
 
     def full(array, values):
@@ -175,20 +175,20 @@ def test_what_fails_leaves_nothing(chat, trace_set, tmp_path, monkeypatch):
 
     monkeypatch.setattr(kept._Array, "append", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
-        make_documents(folder, trace_set, chat, **HOW)
+        make_documents(folder, trace_set, chat, Rendering(**HOW))
     assert len(written) > 6 and list(tmp_path.iterdir()) == []
 
 
 def test_a_smaller_vocabulary_is_refused_where_they_are_found(chat, trace_set, tmp_path):
-    make_documents(tmp_path, trace_set, chat, **HOW)
+    make_documents(tmp_path, trace_set, chat, Rendering(**HOW))
     with pytest.raises(InputError, match=r"disagree: token id \d+ .* 50 entries"):
-        make_documents(tmp_path, trace_set, chat, **HOW | {"vocab_size": 50})
+        make_documents(tmp_path, trace_set, chat, Rendering(**HOW | {"vocab_size": 50}))
 
 
 def test_no_pairs_are_no_documents(chat, tmp_path):
-    found = rendered_documents(tmp_path, TraceSet("none", [], Path("traces")), chat, **HOW)
+    found = rendered_documents(tmp_path, TraceSet("none", [], Path("traces")), chat, Rendering(**HOW))
     assert found.n_pairs == 0 and len(found.documents) == 0 and found.lengths.tolist() == []
-    assert arrays(found) == arrays(render([], chat, **HOW))
+    assert arrays(found) == arrays(render([], chat, Rendering(**HOW)))
 
 
 @pytest.mark.parametrize("signal", ["none", "prompt"])
@@ -211,7 +211,7 @@ def test_reasoning_ends_with_its_closing_tag(make_pairs, tags, signal):
         )
         for pair in make_pairs(25)
     ]
-    for reference, document in enumerate(render(pairs, chat, **HOW).documents):
+    for reference, document in enumerate(render(pairs, chat, Rendering(**HOW)).documents):
         target = document.tokens[document.prompt_length :].tolist()
         text = lambda n: chat.tokenizer.decode(target[:n], skip_special_tokens=False)  # noqa: B023, E731
         expected = next((n for n in range(len(target)) if tags[1] in text(n)), 0)
@@ -224,7 +224,7 @@ def test_reasoning_ends_with_its_closing_tag(make_pairs, tags, signal):
 
 def test_a_signal_changes_nothing_but_the_question(chat, trace_set):
     signalled = ChatFormat(train_tokenizer(TEXTS, 300), replace(COMPACT, mode_signal="prompt"), source="here")
-    plain, told = (render(trace_set.pairs, c, **HOW).documents for c in (chat, signalled))
+    plain, told = (render(trace_set.pairs, c, Rendering(**HOW)).documents for c in (chat, signalled))
     for one, other in zip(plain, told, strict=True):
         assert one.tokens[one.prompt_length :].tolist() == other.tokens[other.prompt_length :].tolist()
         assert one.reasoning_length == other.reasoning_length and other.prompt_length > one.prompt_length

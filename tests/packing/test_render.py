@@ -9,7 +9,7 @@ import pytest
 from distill.errors import InputError
 from distill.packing.chat import COMPACT, ChatFormat
 from distill.packing.pack import IGNORE, Document, build_pack
-from distill.packing.render import render
+from distill.packing.render import Rendering, render
 from distill.packing.tokenizer import train_tokenizer
 
 
@@ -18,8 +18,9 @@ def chat():
     return ChatFormat(train_tokenizer(["seven naïve 東京"] * 4, 300), COMPACT, source="student tiny")
 
 
-def rendered(pairs, chat, **options):
-    return render(pairs, chat, **{"answers": "teacher", "max_length": 4096, "vocab_size": 304} | options)
+def rendered(pairs, chat, advance=lambda n: None, **how):
+    how = Rendering(**{"answers": "teacher", "max_length": 4096, "vocab_size": 304} | how)
+    return render(pairs, chat, how, advance=advance)
 
 
 def test_both_documents_of_every_pair_are_there_token_for_token(chat, make_pairs):

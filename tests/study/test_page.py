@@ -21,6 +21,7 @@ import pytest
 from distill.errors import InputError
 from distill.process import child_environment, distill_command
 from distill.study.page import render
+from distill.study.page_threats import checks
 from distill.study.report import write_report
 
 HOSTILE = [
@@ -515,6 +516,35 @@ def test_threats_follow_from_what_was_measured():
         "Students that leave their format",
         "Where the answers come from",
     }
+
+
+@pytest.mark.parametrize(
+    ("matched", "said", "concern"),
+    [
+        ("samples", "saw the same examples, with answers of different length, and up to 2.2", True),
+        ("steps", "took as many optimizer steps, with answers of different length, and up to 2.2", True),
+        ("tokens", "read as many training tokens: the arm with shorter answers", False),
+        ("flops", "took as many training FLOPs: the arm with shorter answers", False),
+        ("nothing", "neither examples nor steps, training tokens or FLOPs", True),
+    ],
+)
+def test_the_threat_of_matching_says_what_was_held_equal(matched, said, concern):
+    results = made_up_results()
+    for contrast in results["contrasts"]:
+        if contrast["primary"]:
+            contrast.update(matched_on=matched, training_tokens_factor=2.2)
+    (found,) = (check for check in checks(results) if check.title == "What the arms were matched on")
+    assert said in found.text and found.concern == concern
+
+
+@pytest.mark.parametrize("matched", ["tokens", "flops"])
+def test_a_contrast_at_matched_work_stands_beside_one_at_matched_samples(matched):
+    results = made_up_results()
+    for contrast in results["contrasts"]:
+        if not contrast["primary"]:
+            contrast["matched_on"] = matched
+    (found,) = (check for check in checks(results) if check.title == "What the arms were matched on")
+    assert "add/tiny/accuracy/reasoning-vs-ift-tokens pays" in found.text
 
 
 def test_matplotlib_is_imported_only_when_drawing():

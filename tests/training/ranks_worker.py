@@ -1,6 +1,6 @@
-"""What torchrun starts in test_ranks.py: every case on this many ranks, compared with the same thing in one process.
+"""What torchrun would start in test_ranks.py: every case on this many ranks, compared with the same thing in one process.
 
-    torchrun --nproc-per-node N ranks_worker.py SEED FOLDER
+    torchrun --nproc-per-node N ranks_worker.py SEED FOLDER FAMILY...
 
 The first rank writes what it found to FOLDER/found.json.
 """
@@ -161,6 +161,19 @@ def run_case(name, seed, folder, ranks):
     return result
 
 
+def run_bf16(seed, ranks):
+    """Weights are put together in bf16; gradients, and what a batch has besides tokens, stay float32."""
+    student = make("qwen3 tied", seed, "cpu" if ranks.is_first else "meta")
+    shard(student, ranks, bf16=True, cpu_offload=False)
+    generator = np.random.default_rng(seed)
+    pack = build_pack([Document(generator.integers(0, 37, n).astype(np.int32), 2) for n in (5, 9)], "example")
+    seen, context = [], student.context
+    student.context = lambda batch: (seen.append(batch.loss_weights), context(batch))[1]
+    student(pack).backward()
+    exact = all(torch.equal(weights, pack.loss_weights) for weights in seen)
+    return exact and len(seen) == 1 and all(p.grad.dtype is torch.float32 for p in student.parameters())
+
+
 def run_errors(ranks):
     """An error of any rank is everyone's, and the ranks are still in step after it."""
 
@@ -189,10 +202,12 @@ def main():
     seed, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     with start_ranks() as ranks:
-        found = {name: run_case(name, seed, folder / name, ranks) for name in CASES}
+        found = {name: run_case(name, seed, folder / name, ranks) for name in sys.argv[3:]}
+        found["bf16"] = run_bf16(seed, ranks)
         found["errors"] = run_errors(ranks)
         if ranks.is_first:
             (folder / "found.json").write_text(json.dumps(found))
+        ranks.gather(found)  # as at the end of a training: gloo's threads are not done with it when this process is
 
 
 if __name__ == "__main__":

@@ -98,10 +98,21 @@ def test_a_dry_run_counts_what_a_training_then_reports(traces, tmp_path):
     settings = SETTINGS.model_copy(update={"validation": 0.2})
     options = RunOptions(out=tmp_path / "s", threads=1, tensorboard=False)
     said, made = dry.dry_run(settings, traces, options), train(settings, traces, options)
-    for name in ("parameters", "pairs", "steps", "rows", "examples", "tokens", "supervised_tokens", "row_fill"):
+    for name in (
+        "parameters",
+        "pairs",
+        "dropped_tokens",
+        "steps",
+        "rows",
+        "examples",
+        "tokens",
+        "supervised_tokens",
+        "row_fill",
+    ):
         assert said[name] == made.summary[name], name
     validation = made.summary["validation"]
     assert said["flops"] == {"training": made.summary["flops"], "validation": validation["times"] * validation["flops"]}
+    assert said["shares"] == made.summary["shares"]
     reasoning = made.summary["by_mode"]["reasoning"]
     assert said["shares"]["reasoning"]["tokens"] == pytest.approx(reasoning["tokens"] / made.summary["tokens"])
     assert sum(mode["loss"] for mode in said["shares"].values()) == pytest.approx(1.0)
@@ -119,6 +130,16 @@ def test_activation_checkpointing_trades_memory_for_work(traces, tmp_path):
     )
     assert full["memory_gib"]["activations"] < plain["memory_gib"]["activations"]
     assert sum(full["flops"].values()) > 1.1 * plain["flops"]["training"]
+
+
+def test_selective_checkpointing_runs_products_again_where_layers_are_compiled(traces, tmp_path, monkeypatch):
+    """A compiled piece is run again as a whole; attention is a call of its own, whose result is kept."""
+    options = RunOptions(out=tmp_path, threads=1, activation_checkpointing="selective")
+    assert "activation_checkpointing" not in dry.dry_run(SETTINGS, traces, options)["flops"]
+    monkeypatch.setattr(dry, "resolve_compile", lambda setting, device: True)
+    said = dry.dry_run(SETTINGS, traces, options)
+    layer = 4 * 64 * 64 + 3 * 64 * 172  # of a tiny student: four projections and a gated feed-forward
+    assert said["flops"]["activation_checkpointing"] == 2 * 2 * layer * said["tokens"]
 
 
 def test_what_cannot_fit_is_refused_in_one_line(traces, tmp_path, monkeypatch):

@@ -1,14 +1,11 @@
-"""What a person sees of a training: the student's card, a bar that fits a terminal, speeds in TensorBoard."""
+"""What a training leaves for a person: the student's card, and speeds in TensorBoard."""
 
-import io
 import json
 import re
 
 import pytest
 import yaml
-from rich.console import Console
 
-from distill import console
 from distill.settings import validate
 from distill.training.card import escape, render_card
 from distill.training.settings import RunOptions, TrainSettings
@@ -41,7 +38,7 @@ def block(card):
     "given",
     [
         dict(arm="mixed:0.25", seed=3, learning_rate=1e-3, packed=False),
-        dict(arm="reasoning", think_tags=["```<a> #", "| b\n---"], adam_betas=[0.9, 0.99]),
+        dict(student="org/base", arm="reasoning", think_tags=["```<a> #", "| b\n---"], adam_betas=[0.9, 0.99]),
         dict(phases=[{"reasoning": 0, "epochs": 2, "learning_rate": 1e-5}, {"reasoning": 0.5}], schedule="linear"),
         dict(arm="ift", learning_rate=[1e-3, 3e-4], validation=0.1, keep="best"),
     ],
@@ -113,25 +110,3 @@ def test_a_training_writes_its_card_and_its_speeds(traces, tmp_path):
         for line in (made.path / "training_log.jsonl").read_text().splitlines()
         for key in json.loads(line)
     )
-
-
-def test_the_bar_fits_a_terminal(monkeypatch):
-    """At the longest of everything that is likely."""
-    stream = io.StringIO()
-    monkeypatch.setattr(console, "err", Console(file=stream, force_terminal=True, width=80, color_system=None))
-    speed = Speed(999_400.0, 123_456.0, 0.405, 139 << 30)
-    with console.progress("loss {task.fields[loss]:.3g}", "{task.fields[speed]}") as bar:
-        task = bar.add_task("sequential", total=99_999, loss=12.345, speed=speed)
-        bar.update(task, completed=12_345)
-    last = [
-        re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", line) for line in re.split("[\r\n]", stream.getvalue()) if "loss" in line
-    ][-1]
-    assert "12345/99999" in last and "loss 12.3 123k/999k tok/s MFU 40% 139G" in last
-    assert len(last) <= 80 - 2  # an hour or more to go takes two more than a minute
-
-
-@pytest.mark.parametrize(
-    "rate, shown", [(0, "0"), (999.4, "999"), (999.6, "1.0k"), (9_940, "9.9k"), (9_960, "10k"), (999_600, "1.0M")]
-)
-def test_rates_in_four_characters(rate, shown):
-    assert str(Speed(rate, 2.0, 0.0, 0)) == f"2/{shown} tok/s MFU 0% 0.0G"

@@ -38,7 +38,7 @@ def test_compiled_once_for_all_packs(documents, rng, kind, checkpointing):
         vocab_size=96,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=5,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
@@ -71,7 +71,7 @@ def test_compiled_once_for_all_packs(documents, rng, kind, checkpointing):
     validate(build_pack(documents(5)))
     warm = counter.frame_count
     assert 0 < warm <= 4 * config.num_hidden_layers  # layers of a kind share what is compiled
-    for count in rng.permutation([2, 3, 4, 9, 17, 30]):
+    for count in rng.permutation([2, 4, 9, 30]):
         step(build_pack(documents(int(count))))
         validate(build_pack(documents(int(count) + 1)))
     assert counter.frame_count == warm

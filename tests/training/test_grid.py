@@ -1,10 +1,13 @@
 """A learning rate chosen on validation: the lowest loss wins, a killed grid goes on, its whole cost is said."""
 
+import gc
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from distill.artifact import Artifact
 from distill.errors import InputError
@@ -106,6 +109,26 @@ def test_a_tie_takes_the_smaller_rate(tmp_path, rng):
     assert asked == sorted(losses)
     assert summary["learning_rate"] == low and chosen.key == f"{low}"
     assert summary["grid"]["flops"] == 3 * 16.0 and summary["grid"]["measured"]["seconds"] == 3.0
+
+
+def test_one_candidate_is_out_of_memory_before_the_next_begins(tmp_path):
+    """FSDP's parameters and modules hold each other."""
+    train_one, _ = fake({1e-4: 2.0, 1e-3: 3.0})
+    gone = []
+
+    def train_in_circles(settings, run):
+        assert all(weights() is None for weights in gone)
+        weights = torch.nn.Linear(2, 2)
+        weights.hook = lambda: weights
+        gone.append(weakref.ref(weights))
+        return train_one(settings, run)
+
+    gc.disable()
+    try:
+        choose(tmp_path, {1e-4: 2.0, 1e-3: 3.0}, train_in_circles)
+    finally:
+        gc.enable()
+    assert len(gone) == 2
 
 
 def test_what_diverged_is_not_run_again(tmp_path):

@@ -8,6 +8,7 @@ from distill.errors import InputError
 from distill.packing import documents as kept
 from distill.packing.render import Documents
 from distill.packing.source import read_traces
+from distill.training import student
 from distill.training.describe import describe
 from distill.training.dry_run import dry_run
 from distill.training.prepare import make_ready
@@ -47,6 +48,20 @@ def test_what_is_refused_after_tokenizing_leaves_no_folder(traces, tmp_path):
     with pytest.raises(InputError, match="validation"):
         train(settings, traces, options(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_a_row_may_be_longer_than_the_students_positions_but_no_document(traces, packed, monkeypatch):
+    """Positions begin again in every document."""
+    settings = TrainSettings(**SETTINGS | {"packed": packed})
+    longest = make_ready(settings, read_traces(traces), weights=False).rendered.lengths.max()
+    monkeypatch.setattr(student, "SCRATCH_POSITIONS", int(longest) - 1)
+    assert settings.row_tokens >= longest
+    ready = make_ready(settings, read_traces(traces), weights=False)
+    assert ready.rendered.dropped > 0 and ready.rendered.lengths.max() < longest
+    monkeypatch.setattr(student, "SCRATCH_POSITIONS", 12)
+    with pytest.raises(InputError, match=r"longer than 12 tokens.* more positions"):
+        make_ready(settings, read_traces(traces), weights=False)
 
 
 def test_planning_makes_no_object_of_a_document(traces, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from distill.training.activations import checkpoint_activations
 from distill.training.dry_run import dry_run
 from distill.training.lora import linear_layers, merged
 from distill.training.memory import estimate_bytes
-from distill.training.prepare import prepare
+from distill.training.prepare import make_ready
 from distill.training.run import Run
 from distill.training.save import save_student
 from distill.training.settings import Lora, RunOptions, TrainSettings
@@ -153,7 +153,8 @@ def test_the_seed_draws_the_adapters_and_nothing_else_does(student):
 
 def plain_training(settings, traces, rate):
     """(losses, gradient norms, adapters) of the same plan by PEFT on transformers' own model, in float64."""
-    origin, rendered, steps = prepare(settings, read_traces(traces))
+    ready = make_ready(settings, read_traces(traces))
+    origin, rendered, steps = ready.origin, ready.rendered, ready.steps
     model = AutoModelForCausalLM.from_pretrained(settings.student, dtype=torch.float64, attn_implementation="eager")
     targets = settings.lora.targets or [name.rpartition(".")[2] for name in linear_layers(model)]
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora.alpha, target_modules=list(targets))

@@ -92,6 +92,7 @@ def test_ranks_name_a_student_only_where_they_order_its_rows():
         ({"loss_weight": "mode"}, "field loss_weight: Input should be 'token', 'example' or 'answer'"),
         ({"z_loss": -1e-4}, "field z_loss"),
         ({"z_loss": float("inf")}, "field z_loss"),
+        ({"adam_betas": (0.9, 1.0)}, r"field adam_betas\.1: Input should be less than 1"),
     ],
 )
 def test_settings_that_cannot_be(changes, said):

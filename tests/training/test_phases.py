@@ -10,6 +10,7 @@ from distill.packing.arms import Arm, phases
 from distill.packing.source import read_traces
 from distill.settings import load, validate
 from distill.training.prepare import make_ready
+from distill.training.schedule import learning_rate
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.train import train
 
@@ -70,14 +71,31 @@ def test_a_training_follows_its_phases(traces, tmp_path, settings):
     assert made.summary["by_mode"]["reasoning"]["examples"] == 80 + 320
 
 
+@pytest.mark.parametrize("shown", [{"arm": "sequential:0.3"}, {"phases": ({"reasoning": 0}, {"reasoning": 1})}])
+def test_one_schedule_over_all_phases(traces, shown):
+    given = {"student": "tiny", "batch": 40, "schedule": "linear", "final_learning_rate_ratio": 0.0, **shown}
+    found = {}
+    for one in (False, True):
+        settings = TrainSettings(**given, one_schedule=one)
+        steps = make_ready(settings, read_traces(traces), weights=False).steps
+        found[one] = steps, [learning_rate(settings, s.index, s.of, s.phase) for s in steps]
+    (each, own), (whole, one) = found[False], found[True]
+    assert [s.rows for s in each] == [s.rows for s in whole] and [s.phase for s in each] == [s.phase for s in whole]
+    expected = 0.003 * (1 - np.arange(1, len(whole) + 1) / len(whole))
+    np.testing.assert_allclose(one, expected, atol=1e-12)
+    assert sum(abs(rate) < 1e-12 for rate in own) == 2, "each phase falls to the floor"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"phases": None, "arm": "mixed:0.5", "one_schedule": True}, "arm mixed:0.5 has one phase"),
+        ({"phases": [{"reasoning": 1, "learning_rate": 1}], "one_schedule": True}, "a learning rate of its own"),
         ({"arm": "mixed:0.5"}, "phases and arm 'mixed:0.5'"),
         ({"epochs": 2}, "each of the phases says its own"),
         ({"phases": []}, "field phases: Tuple should have at least 1 item"),
         ({"phases": [{"reasoning": 1.5}]}, "field phases.0.reasoning"),
-        ({"phases": [{"mode": "ift"}]}, "field phases.0.reasoning: Field required"),
+        ({"phases": [{"mode": "ift"}]}, "field phases.0.reasoning: needed, but not given"),
         ({"phases": None, "arm": "phases"}, "unknown arm 'phases'"),
     ],
 )

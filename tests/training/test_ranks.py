@@ -1,4 +1,4 @@
-"""Several ranks: real processes, started by torchrun as a user starts them, against one process."""
+"""Several ranks against one process: real processes, started by torchrun as a user starts them or forked as it would."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from distill.flops import ModelShape
 from distill.packing.pack import Document
 from distill.process import child_environment
 from distill.training import checkpoint
+from distill.training.batches import batches_of_rank
 from distill.training.ranks import Ranks
-from distill.training.run import Run
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.train import train
 
@@ -100,29 +101,33 @@ def assert_close(out, expected):
         assert difference < 2e-3, (name, float(difference))
 
 
+FAMILIES = ("qwen2 tied", "llama untied, with recomputation", "gemma3 untied", "lora on qwen3")
+MORE = ("qwen2 untied", "qwen3 tied", "gemma tied", "gemma2 tied")
+EVERY = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.long) for name in MORE)]
+
+
 @pytest.fixture(scope="session")
-def found(tmp_path_factory):
-    """{number of ranks: (what ranks_worker found, its folder)}; the same seed, so the same models and documents."""
-    seed, found = secrets.randbits(30), {}
-    print("seed", seed)
-    for ranks in (2, 4):
+def found(tmp_path_factory, run_ranks):
+    """found(number of ranks, family): (what ranks_worker found, its folder). The same seed: the same models and documents."""
+    seed = secrets.randbits(30)
+
+    @cache
+    def of(ranks, families):
+        print("seed", seed)
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        with torchrun(ranks, str(WORKER), str(seed), str(folder)) as process:
-            code, _, said = finish(process)
-        assert code == 0, (seed, said)
-        found[ranks] = json.loads((folder / "found.json").read_text()), folder
-    return found
+        processes = run_ranks(ranks, [WORKER, seed, folder, *families])
+        said = [process.communicate()[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * ranks, (seed, said)
+        return json.loads((folder / "found.json").read_text()), folder
 
-
-FAMILIES = ("qwen2 tied", "qwen2 untied", "qwen3 tied", "llama untied, with recomputation", "gemma tied")
-FAMILIES += ("gemma2 tied", "gemma3 untied", "lora on qwen3")
+    return lambda ranks, family=FAMILIES[0]: of(ranks, FAMILIES if family in FAMILIES else MORE)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_step_is_that_of_one_process(found, name, ranks):
     """Weights read by the first rank alone; losses, gradient norms, gradients and updated weights after two steps."""
-    case = found[ranks][0][name]
+    case = found(ranks, name)[0][name]
     assert case["losses and norms"] < 3e-6
     assert case["gradients"] < 1e-5
     assert case["weights"] < 1e-5
@@ -130,13 +135,14 @@ def test_a_step_is_that_of_one_process(found, name, ranks):
     assert case["restored"]
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "qwen3 tied", "gemma3 untied", "lora on qwen3"])
+@pytest.mark.parametrize("name", ["qwen2 tied", "gemma3 untied", "lora on qwen3"])
 def test_one_process_reads_what_two_and_four_wrote(found, name, monkeypatch):
     monkeypatch.syspath_prepend(str(WORKER.parent))
     from ranks_worker import distance, make
 
     read = {}
-    for ranks, (_, folder) in found.items():
+    for ranks in (2, 4):
+        folder = found(ranks, name)[1]
         student = make(name, 1, "cpu")
         optimizer = torch.optim.AdamW(student.parameters(), fused=True)
         assert checkpoint.restore(folder / name, student, optimizer, Ranks()).step == 2
@@ -148,10 +154,15 @@ def test_one_process_reads_what_two_and_four_wrote(found, name, monkeypatch):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
+def test_in_bf16_only_weights_and_activations_are(found, ranks):
+    assert found(ranks)[0]["bf16"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_an_error_of_one_is_the_error_of_all(found, ranks):
     last = ["InputError", "the last", None]
     full, stopped = ["OSError", "[Errno 28] full: 'here'", None], ["Stopped", "asked", 15]
-    assert found[ranks][0]["errors"] == [[last, full, full, stopped, stopped]] * ranks
+    assert found(ranks)[0]["errors"] == [[last, full, full, stopped, stopped]] * ranks
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +193,8 @@ def test_two_ranks_train_the_student_that_one_trains(two, alone):
     for ours, theirs in zip(validations, lines(alone / "validation_log.jsonl"), strict=True):
         assert ours == {name: pytest.approx(value, rel=2e-4) for name, value in theirs.items()}
     counted = json.loads((folder / "metrics.json").read_text()), json.loads((alone / "metrics.json").read_text())
+    ours, theirs = (summary.pop("final_loss") for summary in counted)
+    assert ours == pytest.approx(theirs, rel=2e-4)
     for summary in counted:
         del summary["measured"], summary["validation"]["lowest"], summary["validation"]["kept"]
     assert counted[0] == counted[1]
@@ -207,14 +220,14 @@ def stop_after(traces, out, monkeypatch, step):
             train(TrainSettings(**SETTINGS, **KEEP_BEST), traces, options)
 
 
-def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, monkeypatch, capsys):
+def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, run_ranks, monkeypatch, capsys):
     out = tmp_path / "student"
     arguments = flags(traces, out, SETTINGS | KEEP_BEST)
-    with torchrun(4, *arguments) as process:
-        wait_for_step(process, out, 3)
-        process.send_signal(signal.SIGTERM)
-        code, _, said = finish(process)
-    assert code != 0 and newest(out) >= 3, said
+    first, *others = run_ranks(4, arguments)
+    wait_for_step(first, out, 3)
+    random.choice([first, *others]).send_signal(signal.SIGTERM)
+    said = first.communicate()[1].splitlines()
+    assert first.returncode == 128 + signal.SIGTERM and newest(out) >= 3, said
     assert [line for line in said if not line.startswith("step ")] == [
         f"stopped after step {newest(out)} of {len(lines(alone / 'training_log.jsonl'))}; run the same command to go on "
         "from there"
@@ -223,20 +236,22 @@ def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, mon
     stop_after(traces, out, monkeypatch, stopped + 3)
     between = newest(out)
     assert f"going on from step {stopped} " in capsys.readouterr().err and between > stopped
-    with torchrun(2, *arguments) as process:
-        code, _, said = finish(process)
-    assert code == 0, said
+    processes = run_ranks(2, arguments)
+    (_, said), (_, nothing) = (process.communicate() for process in processes)
+    assert [process.returncode for process in processes] == [0, 0] and not nothing, (said, nothing)
+    said = said.splitlines()
     assert any(f"going on from step {between} " in line for line in said), said
     assert_close(out, alone)
 
 
-def test_bad_input_is_one_line_of_the_whole_job(traces, tmp_path):
+def test_bad_input_is_one_line_of_the_whole_job(traces, tmp_path, run_ranks):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "notes.txt").write_text("mine")
-    with torchrun(2, *flags(traces, tmp_path / "student", SETTINGS)) as process:
-        code, out, said = finish(process)
-    assert code != 0 and out == ""
-    assert said == [f"error: {tmp_path / 'student'}: exists and was not made by distill; choose another --out"]
+    first, second = run_ranks(2, flags(traces, tmp_path / "student", SETTINGS))
+    message = f"error: {tmp_path / 'student'}: exists and was not made by distill; choose another --out\n"
+    assert first.communicate() == ("", message) and first.returncode == 2
+    second.kill()  # as torchrun does: it waits for that, so that the first one's line is the last
+    assert second.communicate() == ("", "")
     assert [p.name for p in (tmp_path / "student").iterdir()] == ["notes.txt"]
 
 
@@ -244,15 +259,15 @@ def test_bad_input_is_one_line_of_the_whole_job(traces, tmp_path):
 def test_when_one_rank_is_killed_all_end_and_two_go_on_to_the_same_bits(traces, tmp_path, two):
     out = tmp_path / "student"
     arguments = flags(traces, out, SETTINGS | KEEP_BEST)
-    for _ in range(2):  # killed after a step that was also validated: the checkpoint is written after that
+    for victim in ("a rank", "torchrun"):  # after a step that was also validated: the checkpoint is written after that
         with torchrun(2, *arguments) as process:
             wait_for_step(process, out, newest(out) + random.randrange(1, 6))
             workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             assert len(workers) == 2
-            os.kill(int(random.choice(workers)), signal.SIGKILL)
-            code, _, said = finish(process)
-            assert not any("Traceback" in line for line in said), said
-            assert code != 0 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+            os.kill(process.pid if victim == "torchrun" else int(random.choice(workers)), signal.SIGKILL)
+            code, _, said = finish(process)  # which is the end of all: they write to the same pipe
+            assert code != 0 and not any("Traceback" in line for line in said), said
+            assert victim == "a rank" or any("stopped after step" in line for line in said), said
         assert not (out / "manifest.json").exists()
     with torchrun(2, *arguments) as process:
         code, _, said = finish(process)
@@ -271,12 +286,8 @@ def test_ranks_share_every_row_of_a_step_and_run_as_many_batches(packed, rng):
         if packed:
             cuts = np.unique(rng.integers(1, len(documents) + 1, 9))
             rows = [list(part) for part in np.split(np.array(documents, dtype=object), cuts) if len(part)]
-        shares = []
-        for rank in range(world):
-            run = Run.__new__(Run)
-            run.settings = TrainSettings(student="tiny", row_tokens=64, packed=packed)
-            run.ranks, run.shape = Ranks(rank, world), shape
-            shares.append(run._share(rows))
+        settings = TrainSettings(student="tiny", row_tokens=64, packed=packed)
+        shares = [batches_of_rank(rows, settings, shape, rank=rank, world=world) for rank in range(world)]
         assert len({len(share) for share in shares}) == 1
         shared = [id(d) for share in shares for row in share for d in row]
         assert sorted(shared) == sorted(id(d) for d in documents)

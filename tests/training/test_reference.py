@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from distill import artifact
 from distill.packing.source import read_traces
-from distill.training.prepare import prepare
+from distill.training.prepare import make_ready
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.train import train
 
@@ -37,7 +37,8 @@ def log_of(folder: Path) -> list[dict]:
 
 def plain_training(settings, traces):
     """(losses, gradient norms, final weights) of the same plan in float64."""
-    origin, rendered, steps = prepare(settings, read_traces(traces))
+    ready = make_ready(settings, read_traces(traces))
+    origin, rendered, steps = ready.origin, ready.rendered, ready.steps
     assert len(steps) == STEPS + 1
     model = AutoModelForCausalLM.from_config(origin.model.config, attn_implementation="eager")
     model.load_state_dict(origin.model.state_dict())

@@ -1,5 +1,6 @@
 """Real `distill train` processes, killed wherever they are: run again, they end in the bytes of one that was not."""
 
+import errno
 import json
 import os
 import random
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from distill import artifact
 from distill.errors import InputError
-from distill.process import child_environment, distill_command
 from distill.training import checkpoint
 from distill.training.settings import RunOptions, TrainSettings
 from distill.training.train import train
@@ -37,21 +38,12 @@ def uninterrupted(traces, tmp_path_factory):
 
 
 def command(traces, out, **changes):
+    """Of `distill`, its arguments."""
     flags = {k.replace("_", "-"): v for k, v in (SETTINGS | changes).items() if k != "packed"}
     arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     where = ["--traces", str(traces), "--out", str(out)]
     how = ["--threads", "1", "--no-tensorboard", "--checkpoint-steps", "2"]
-    return distill_command("train", "--packed", *where, *arguments, *how)
-
-
-def start(traces, out, **changes):
-    return subprocess.Popen(
-        command(traces, out, **changes),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=child_environment(1),
-    )
+    return ["train", "--packed", *where, *arguments, *how]
 
 
 def newest(out: Path) -> int:
@@ -67,8 +59,7 @@ def wait_for_step(process, out, step):
     time.sleep(random.random() * 0.05)
 
 
-def kill_at(traces, out, step):
-    process = start(traces, out)
+def kill_at(process, out, step):
     wait_for_step(process, out, step)
     process.kill()
     process.communicate()
@@ -89,11 +80,12 @@ def assert_same_result(out, uninterrupted):
     }
 
 
-def test_killed_stopped_damaged_and_run_by_two_at_once(traces, tmp_path, uninterrupted):
+def test_killed_stopped_damaged_and_run_by_two_at_once(traces, tmp_path, uninterrupted, run_forked):
     out = tmp_path / "student"
-    kill_at(traces, out, step=random.randrange(2, 20))
+    arguments = command(traces, out)
+    kill_at(run_forked(["-m", "distill", *arguments]), out, step=random.randrange(2, 20))
 
-    stopped = start(traces, out)
+    stopped = run_forked(["-m", "distill", *arguments])
     wait_for_step(stopped, out, newest(out) + random.randrange(2, 14))
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate()
@@ -104,7 +96,7 @@ def test_killed_stopped_damaged_and_run_by_two_at_once(traces, tmp_path, uninter
     last = newest(out)
     flip(out / "checkpoints" / f"step-{last:08d}")
 
-    both = [start(traces, out), start(traces, out)]
+    both = [run_forked(["-m", "distill", *arguments]), run_forked(["-m", "distill", *arguments])]
     outputs = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sum("already trained, nothing to do" in text for text in outputs) == 1
@@ -128,12 +120,15 @@ def last_checkpoint(copy: Path):
         yield
 
 
-@pytest.mark.long
-def test_killed_ten_times(traces, tmp_path, uninterrupted):
+def test_killed_ten_times(traces, tmp_path, uninterrupted, run_forked):
     """SIGKILL at ten random steps of one run: weights, logged losses and the optimizer's state end in the same bits."""
     out, kept = tmp_path / "student", {}
     for life in range(10):
-        kill_at(traces, out, step=min(newest(out) + random.randrange(5), 5 * (life + 1)))
+        kill_at(
+            run_forked(["-m", "distill", *command(traces, out)]),
+            out,
+            step=min(newest(out) + random.randrange(5), 5 * (life + 1)),
+        )
     for name, folder in {"killed": out, "whole": tmp_path / "whole"}.items():
         with last_checkpoint(tmp_path / f"{name}-checkpoint"):
             options = RunOptions(out=folder, threads=1, checkpoint_steps=2, tensorboard=False)
@@ -260,7 +255,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(traces, tmp_path, uninterrupte
     """Room for one checkpoint, not for two: one line, exit code 2; with more room the same command goes on."""
     with small_disk(tmp_path / "disk", "2500k") as grow:
         out = tmp_path / "disk" / "student"
-        arguments = command(traces, out)[3:]
+        arguments = command(traces, out)
         code, said = run_command(arguments, monkeypatch, capsys)
         assert code == 2, said
         assert "No space left on device" in said and len(said.strip().splitlines()) == 1, said
@@ -275,7 +270,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(traces, tmp_path, uninterrupte
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_and_its_documents(traces, tmp_path, monkeypatch, capsys):
     out = tmp_path / "student"
-    code, said = run_command(command(traces, out, learning_rate=1e38)[3:], monkeypatch, capsys)
+    code, said = run_command(command(traces, out, learning_rate=1e38), monkeypatch, capsys)
     assert code == 2 and len(said.strip().splitlines()) == 1, said
     assert "error: step " in said and "gradient norm" in said and "Documents in the step: add/" in said
     assert not (out / "manifest.json").exists()
@@ -288,6 +283,16 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_its_documents(trace
     assert [json.loads(line)["step"] for line in lines] == list(range(1, named))
 
 
+def test_weights_that_the_last_step_broke_are_no_student(traces, tmp_path, monkeypatch, capsys):
+    """The only step's loss is fine; what its update leaves is not."""
+    out = tmp_path / "student"
+    changes = {"learning_rate": 1e39, "batch": 320, "warmup_steps": 0}
+    code, said = run_command(command(traces, out, **changes), monkeypatch, capsys)
+    assert code == 2 and len(said.strip().splitlines()) == 1, said
+    assert "is not a finite number in float32 after the last step" in said
+    assert not (out / "manifest.json").exists() and not (out / "model.safetensors").exists()
+
+
 def test_leftovers_of_a_kill_while_saving_are_cleared(traces, tmp_path, monkeypatch, uninterrupted):
     out = tmp_path / "student"
     run_until(traces, out, monkeypatch, 8)
@@ -296,3 +301,15 @@ def test_leftovers_of_a_kill_while_saving_are_cleared(traces, tmp_path, monkeypa
     (torn / "model.safetensors").write_bytes(os.urandom(100))
     train(TrainSettings(**SETTINGS), traces, options(out))
     assert_same_result(out, uninterrupted)
+
+
+def test_a_disk_that_fills_while_the_tokenizer_is_saved_is_said_as_any_other(tmp_path, uninterrupted):
+    """tokenizers raises a plain Exception there."""
+    tokenizer = AutoTokenizer.from_pretrained(uninterrupted)
+    with (
+        small_disk(tmp_path / "disk", "8k"),
+        pytest.raises(OSError, match="No space left") as raised,
+        checkpoint.disk_errors(tmp_path / "disk"),
+    ):
+        tokenizer.save_pretrained(tmp_path / "disk" / "student")
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path / "disk")

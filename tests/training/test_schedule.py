@@ -16,7 +16,7 @@ def settings(schedule, warmup, floor, decay=0):
         learning_rate=PEAK,
         schedule=schedule,
         warmup_steps=warmup,
-        decay_steps=decay,
+        decay_steps=decay if schedule == "wsd" else 0,
         final_learning_rate_ratio=floor,
     )
 
