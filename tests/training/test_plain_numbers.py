@@ -401,6 +401,7 @@ CHANGES = {
     "distillation_weight": ({}, 0.5),
     "divergence": ({"distillation_weight": 0.5}, "jsd"),
     "learning_rate": ({}, 2e-3),
+    "one_schedule": ({"arm": "sequential:0.5"}, True),
     "schedule": ({}, "linear"),
     "warmup_steps": ({}, 2),
     "decay_steps": ({"schedule": "wsd", "decay_steps": 1}, 2),
