@@ -397,7 +397,8 @@ def test_fused_layers_go_through_the_adapters(student, documents, rng, monkeypat
         Student(model)(batch).backward()
     for (name, a), b in zip(plain.named_parameters(), fused.parameters(), strict=True):
         if a.requires_grad:
-            torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-5, msg=name)
+            # of the whole tensor: single entries of a sum over tokens may cancel
+            assert (b.grad - a.grad).norm() <= 1e-4 * a.grad.norm() + 1e-6, name
             assert "lora" in name and b.grad.abs().max() > 0
 
 

@@ -228,7 +228,8 @@ def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, run
     random.choice([first, *others]).send_signal(signal.SIGTERM)
     said = first.communicate()[1].splitlines()
     assert first.returncode == 128 + signal.SIGTERM and newest(out) >= 3, said
-    assert [line for line in said if not line.startswith("step ")] == [
+    # validations, and perhaps that some ranks had no row
+    assert [line for line in said if not line.startswith(("step ", "devices have a row"))] == [
         f"stopped after step {newest(out)} of {len(lines(alone / 'training_log.jsonl'))}; run the same command to go on "
         "from there"
     ]
