@@ -141,15 +141,16 @@ def show_gap(result: dict[str, Any]) -> None:
     columns += ["ms/answer", "ms/correct"]
     console.table("answers through vLLM, at a concurrency", columns, rows)
 
-    rows = [_factor_row("training, per example", training["factor"])]
+    rows = [factor_row("training, per example", training["factor"])]
     for level in levels:
         for unit in ("answer", "correct"):
-            rows.append(_factor_row(f"per {unit} at {level['concurrency']}", level[f"per_{unit}"]))
+            rows.append(factor_row(f"per {unit} at {level['concurrency']}", level[f"per_{unit}"]))
     columns = ["reasoning over IFT", "tokens", "per token, modelled", "measured", "cost, modelled", "measured"]
     console.table("cost factor = token factor x per-token factor", columns, rows)
 
 
-def _factor_row(name: str, factor: dict[str, Any] | None) -> list[str]:
+def factor_row(name: str, factor: dict[str, Any] | None) -> list[str]:
+    """A factor of tokens, per token and of cost, modelled beside measured; dashes where there is none."""
     if factor is None:
         return [name, *["-"] * 5]
     modelled, measured = factor["modelled"], factor["measured"]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from distill.bench.gap import factor_row
 from distill.bench.gpu import KIND
 from distill.bench.gpu_pieces import GpuSuiteSettings
 from distill.bench.gpu_tables import gpu_tables, of_section
@@ -230,12 +231,12 @@ def gap_section(page: Page, name: str, result: dict[str, Any]) -> None:
     base = "distill bench gap TRACES" + (" --ift IFT --reasoning REASONING" if settings["ift"] else "")
     where = f"{settings['threads']} threads. {_machine(result['machine'])}"
     _made_by(page, name, _command(base, settings, defaults, flags), where)
-    rows = [_factor("training, per example", result["training"]["factor"])]
+    rows = [factor_row("training, per example", result["training"]["factor"])]
     for level in result["inference"]["levels"]:
         clients = f"{level['concurrency']} client{'s' if level['concurrency'] > 1 else ''}"
         for unit in ("answer", "correct"):
             what = "answer" if unit == "answer" else "correct answer"
-            rows.append(_factor(f"per {what}, {clients}", level[f"per_{unit}"]))
+            rows.append(factor_row(f"per {what}, {clients}", level[f"per_{unit}"]))
     columns = ["reasoning over IFT", "tokens", "per token, modelled", "per token, measured"]
     page.table([*columns, "cost, modelled", "cost, measured"], rows)
     answers = [
@@ -249,17 +250,3 @@ def gap_section(page: Page, name: str, result: dict[str, Any]) -> None:
         for arm in ("ift", "reasoning")
     ]
     page.table(["answers", "correct", "tokens per answer", "ms per answer, server busy"], answers)
-
-
-def _factor(name: str, factor: dict[str, Any] | None) -> list[str]:
-    if factor is None:
-        return [name, *["-"] * 5]
-    modelled, measured = factor["modelled"], factor["measured"]
-    return [
-        name,
-        f"{modelled['tokens']:.2f}x",
-        f"{modelled['per_token']:.2f}x",
-        shown(measured["per_token"]),
-        f"{modelled['cost']:.2f}x",
-        shown(measured["cost"]),
-    ]
