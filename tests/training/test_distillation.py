@@ -163,8 +163,8 @@ def test_loss_and_gradients_are_the_reference(tmp_path, tiny_student, rng, packe
         expected = expected + (weights * losses).sum()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)  # weights of a pack are float32
     expected.backward()
-    for name, p in plain.named_parameters():
-        torch.testing.assert_close(found[name], p.grad, rtol=1e-5, atol=1e-6 * float(p.grad.abs().max()))
+    for name, p in plain.named_parameters():  # by norm: log-probs and weights are stored in float32, and entries cancel
+        assert (found[name] - p.grad).norm() <= 1e-5 * p.grad.norm(), name
 
 
 def test_rows_and_accumulation_do_not_change_what_is_learned(tmp_path, tiny_student, rng):
