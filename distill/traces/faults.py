@@ -11,6 +11,8 @@ OPENING, CLOSING = "<think>", "</think>"
 FAULTS = {
     "malformed": "the row cannot be read",
     "failed": "the teacher did not answer",
+    "refused": "the teacher refused to answer",
+    "not_asked": "not asked: the budget was spent, or the run was ended early",
     "truncated": "the answer was cut off by the token limit",
     "unclosed_think": "the think tag is never closed",
     "stray_tag": "a think tag where none belongs",
@@ -19,6 +21,11 @@ FAULTS = {
     "no_answer": "no answer",
     "bad_unicode": "text that is not valid Unicode",
     "held_out": "a question of the validation or test split",
+    "repeated": "a question that stands in the source already",
+    "duplicate": "the question of an earlier pair",
+    "near_duplicate": "nearly the question of an earlier pair",
+    "contaminated": "a question of an evaluation set",
+    "outlier": "of another language or length than the rest",
 }
 
 

@@ -23,10 +23,10 @@ from distill.tasks import aqua, gsm8k
 from distill.tasks.file_task import Worked
 from distill.tasks.jsonl import text_field
 from distill.tasks.problem import Problem
+from distill.tasks.rows import Row, Source, open_source
 from distill.tasks.task import split_of
 from distill.traces.faults import FAULTS, fault_of, split_think
 from distill.traces.pairing import Answer, pair_or_rejected
-from distill.traces.sources import Row, Source, open_source
 from distill.traces.store import KIND, Rejected, write_pairs
 from distill.traces.teachers import worked_answer
 from distill.traces.trace import MODES, Mode, Pair, Trace

@@ -1,11 +1,10 @@
 """Pairs on disk: a folder with pairs.parquet, rejected.parquet and a manifest.
 
-Every question that was asked or imported is a row of one of the two files. Rows keep their order, and equal rows give
-equal bytes.
+Every question that was asked or imported is a row of one of the two files, once for each sample of it. Rows keep their
+order, and equal rows give equal bytes.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from distill import artifact
 from distill.artifact import canonical_json
 from distill.errors import InputError
 from distill.tasks.problem import AnswerFormat, Problem
+from distill.tasks.rows import parquet_rows
 from distill.traces.trace import Mode, Pair, Trace
 
 KIND = "traces"
@@ -39,6 +39,8 @@ class Rejected:
     problem: Problem | None = None
     reasoning: Trace | None = None
     ift: Trace | None = None
+    place: int = 0
+    sample: int = 0
 
 
 def _field(name: str, kind: pa.DataType, *, optional: bool = False) -> pa.Field:
@@ -58,6 +60,7 @@ _TRACE = pa.struct(
         _field("seed", pa.int64(), optional=True),
         _field("cost_usd", pa.float64(), optional=True),
         _field("verified", pa.bool_(), optional=True),
+        _field("verdict", pa.large_string(), optional=True),
     ]
 )
 
@@ -71,6 +74,8 @@ def _schema(*, optional: bool) -> list[pa.Field]:
         _field("answer_format", pa.string(), optional=optional),
         _field("reasoning", _TRACE, optional=optional),
         _field("ift", _TRACE, optional=optional),
+        _field("place", pa.int64()),
+        _field("sample", pa.int32()),
     ]
 
 
@@ -115,10 +120,16 @@ def write_pairs(folder: Path, rows: Iterable[Pair | Rejected]) -> dict[str, Any]
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a finished trace set. Raises InputError for anything malformed: file, row, field."""
-    pairs = []
-    for where, row in _read(path, PAIRS, _PAIR_SCHEMA):
-        pairs.append(Pair(_problem(row, where), _trace(row, "reasoning", where), _trace(row, "ift", where)))
-    return pairs
+    return [
+        Pair(
+            _problem(row, where),
+            _trace(row, "reasoning", where),
+            _trace(row, "ift", where),
+            row["place"],
+            row["sample"],
+        )
+        for where, row in _read(path, PAIRS, _PAIR_SCHEMA)
+    ]
 
 
 def read_rejected(path: Path) -> list[Rejected]:
@@ -132,6 +143,8 @@ def read_rejected(path: Path) -> list[Rejected]:
             problem=None if row["prompt"] is None else _problem(row, where),
             reasoning=None if row["reasoning"] is None else _trace(row, "reasoning", where),
             ift=None if row["ift"] is None else _trace(row, "ift", where),
+            place=row["place"],
+            sample=row["sample"],
         )
         for where, row in _read(path, REJECTED, _REJECTED_SCHEMA)
     ]
@@ -190,40 +203,14 @@ def _common_row(row: Pair | Rejected) -> dict[str, Any]:
         "answer_format": problem and problem.answer_format,
         "reasoning": row.reasoning and trace_to_row(row.reasoning),
         "ift": row.ift and trace_to_row(row.ift),
+        "place": row.place,
+        "sample": row.sample,
     }
 
 
 def _read(path: Path, name: str, schema: pa.Schema) -> Iterator[tuple[str, dict[str, Any]]]:
     artifact.read(path, KIND, made_by=MADE_BY)
     yield from parquet_rows(path / name, schema)
-
-
-def parquet_rows(file: Path, schema: pa.Schema | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file: row n", row) of a Parquet file. Raises InputError when it is damaged or does not have `schema`."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            if schema is not None:
-                _require_schema(file, parquet.schema_arrow, schema)
-            number = 0
-            for batch in parquet.iter_batches(batch_size=_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}: row {number}", row
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        what = (
-            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0][:120]
-        )
-        raise InputError(f"{file}: cannot be read as Parquet ({what})") from None
-
-
-def _require_schema(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    for field in expected:
-        if field.name not in found.names:
-            raise InputError(f"{file}: column {field.name!r} is missing (found {', '.join(found.names)})")
-        if not found.field(field.name).equals(field):
-            raise InputError(
-                f"{file}: column {field.name!r}: expected {field.type}, found {found.field(field.name).type}"
-            )
 
 
 def _problem(row: dict[str, Any], where: str) -> Problem:

@@ -190,6 +190,11 @@ class TopK:
         """int32[n]: what the teacher generated."""
         return self._arrays["token_ids"][int(self.offsets[pair]) : int(self.offsets[pair + 1])]
 
+    def distributions(self, pair: int) -> Distributions:
+        """All that is stored of a pair, as it is stored."""
+        span = slice(int(self.offsets[pair]), int(self.offsets[pair + 1]))
+        return Distributions(**{name: a[span] for name, a in self._arrays.items()}, temperature=self.temperature)
+
     def rows(self, pair: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32[n, K], logprobs float32[n, K]) at the tokens of a pair, or at the first `count` of them."""
         start, end = int(self.offsets[pair]), int(self.offsets[pair + 1])

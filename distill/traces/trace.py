@@ -24,7 +24,8 @@ class Trace:
     sampling: dict[str, Any] | None = None
     seed: int | None = None
     cost_usd: float | None = None  # None: not known; 0.0: known to be free
-    verified: bool | None = None  # whether the task's checker accepts the answer; a label, never a filter
+    verified: bool | None = None  # whether a checker accepts the answer; a label, never a filter
+    verdict: str | None = None  # which checker that was, and what it said
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Pair:
     problem: Problem
     reasoning: Trace
     ift: Trace
+    place: int = 0  # of the question among all that were asked or imported; the same in every shard of them
+    sample: int = 0  # of several pairs of one question
 
     def trace(self, mode: Mode) -> Trace:
         return self.reasoning if mode == "reasoning" else self.ift

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distill.errors import InputError
 from distill.tasks import get_task
 from distill.tasks.task import split_of
-from distill.traces import sources
+from distill.tasks import rows
 from distill.traces.import_traces import import_file
 from distill.traces.store import read_pairs, read_rejected
 
@@ -126,7 +126,7 @@ def test_splits_of_pairs_are_taken_only_when_asked_for(tmp_path):
 
 def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "_data_set", lambda name, load: asked.append(name))
+    monkeypatch.setattr(rows, "_data_set", lambda name, load: asked.append(name))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for name in (
@@ -139,10 +139,10 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path, monkeypatch):
         "pairz",
     ):
         with pytest.raises(InputError, match="no such file"):
-            sources.open_source(Path(name), "pairs")
+            rows.open_source(Path(name), "pairs")
     assert not asked
     for name in ("owner/pairs", "Some-Lab/pairs-v1.5", "lab/GSM8k_0.5b"):
-        sources.open_source(Path(name), "pairs")
+        rows.open_source(Path(name), "pairs")
     assert asked == ["owner/pairs", "Some-Lab/pairs-v1.5", "lab/GSM8k_0.5b"]
 
 

@@ -1,17 +1,21 @@
-"""Where imported rows come from: JSON lines, Parquet, a folder saved by `datasets`, or a data set on the Hub."""
+"""Where rows come from: JSON lines, Parquet, a folder saved by `datasets`, or a data set on the Hub."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from distill.artifact import file_sha256
 from distill.errors import InputError
 from distill.hub import looks_like_hub_id
 from distill.tasks.jsonl import parse_object, raw_lines
-from distill.traces.store import parquet_rows
 
 Row = dict[str, Any]
+_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,31 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
     for line, raw in raw_lines(path):
         where = f"{path}:{line}"
         yield where, lambda raw=raw, where=where: parse_object(raw, where)
+
+
+def parquet_rows(file: Path, schema: pa.Schema | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file: row n", row) of a Parquet file. Raises InputError when it is damaged or does not have `schema`."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if schema is not None:
+                _require_schema(file, parquet.schema_arrow, schema)
+            number = 0
+            for batch in parquet.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: row {number}", row
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        what = (
+            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0][:120]
+        )
+        raise InputError(f"{file}: cannot be read as Parquet ({what})") from None
+
+
+def _require_schema(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    for field in expected:
+        if field.name not in found.names:
+            raise InputError(f"{file}: column {field.name!r} is missing (found {', '.join(found.names)})")
+        if not found.field(field.name).equals(field):
+            raise InputError(
+                f"{file}: column {field.name!r}: expected {field.type}, found {found.field(field.name).type}"
+            )
