@@ -91,7 +91,7 @@ class TrainingLog:
             value, norm_value = float(loss), float(norm)
             if not np.isfinite(value) or not np.isfinite(norm_value):
                 raise Diverged(
-                    f"step {step + 1}: loss {value} with gradient norm {norm_value}; stopped, the last checkpoint is kept. "
+                    f"step {step + 1}: loss {value} with gradient norm {norm_value}; stopped; a checkpoint made before is kept. "
                     f"Documents in the step: {name_documents(step)}"
                 )
             line = {

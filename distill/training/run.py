@@ -175,7 +175,7 @@ class Run:
         take_apart(self.student)
         self.student.train()
         if not all(np.isfinite(value) for value in found.values()):
-            raise Diverged(f"validation after step {step}: loss {found['loss']}; stopped, the last checkpoint is kept")
+            raise Diverged(f"validation after step {step}: loss {found['loss']}; stopped; a checkpoint made before is kept")
         return {"step": step, **found}
 
     @torch.no_grad()

@@ -26,6 +26,31 @@ def traces(tmp_path_factory):
 
 
 @pytest.fixture
+def train_until(monkeypatch):
+    """train_until(settings, traces, options, step): train in this process, and stop dead when a checkpoint later than
+    `step` is due."""
+    from distill.training import checkpoint
+    from distill.training.train import train
+
+    class Killed(BaseException):
+        """Stands for a kill at one exact place; no handler for Exception may swallow it."""
+
+    def run(settings, traces, options, step):
+        real = checkpoint.save
+
+        def save(folder, model, optimizer, progress, ranks):
+            if progress.step > step:
+                raise Killed
+            real(folder, model, optimizer, progress, ranks)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(checkpoint, "save", save)
+            train(settings, traces, options)
+
+    return run
+
+
+@pytest.fixture
 def documents(rng):
     """documents(n): n documents of 2 to 40 random tokens below 96, each with some of them supervised."""
     from distill.packing.pack import Document

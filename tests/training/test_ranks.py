@@ -200,27 +200,7 @@ def test_two_ranks_train_the_student_that_one_trains(two, alone):
     assert counted[0] == counted[1]
 
 
-def stop_after(traces, out, monkeypatch, step):
-    """Train in this process and stop dead when the checkpoint after `step` is due."""
-
-    class Killed(BaseException):
-        pass
-
-    real = checkpoint.save
-
-    def save(folder, model, optimizer, progress, ranks):
-        if progress.step > step:
-            raise Killed
-        real(folder, model, optimizer, progress, ranks)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(Killed):
-            options = RunOptions(out=out, threads=1, checkpoint_steps=2, tensorboard=False)
-            train(TrainSettings(**SETTINGS, **KEEP_BEST), traces, options)
-
-
-def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, run_ranks, monkeypatch, capsys):
+def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, run_ranks, train_until, capsys):
     out = tmp_path / "student"
     arguments = flags(traces, out, SETTINGS | KEEP_BEST)
     first, *others = run_ranks(4, arguments)
@@ -234,7 +214,8 @@ def test_four_ranks_stop_one_goes_on_and_two_finish(traces, tmp_path, alone, run
         "from there"
     ]
     stopped = newest(out)
-    stop_after(traces, out, monkeypatch, stopped + 3)
+    options = RunOptions(out=out, threads=1, checkpoint_steps=2, tensorboard=False)
+    train_until(TrainSettings(**SETTINGS, **KEEP_BEST), traces, options, stopped + 3)
     between = newest(out)
     assert f"going on from step {stopped} " in capsys.readouterr().err and between > stopped
     processes = run_ranks(2, arguments)

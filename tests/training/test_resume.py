@@ -142,25 +142,6 @@ def test_killed_ten_times(traces, tmp_path, uninterrupted, run_forked):
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-class Killed(BaseException):
-    """Stands for a kill at one exact place; no handler for Exception may swallow it."""
-
-
-def run_until(traces, out, monkeypatch, step):
-    """Train in this process and stop dead when the checkpoint after `step` is due."""
-    real = checkpoint.save
-
-    def save(folder, model, optimizer, progress, ranks):
-        if progress.step > step:
-            raise Killed
-        real(folder, model, optimizer, progress, ranks)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises(Killed):
-            train(TrainSettings(**SETTINGS), traces, options(out))
-
-
 def options(out):
     return RunOptions(out=out, threads=1, checkpoint_steps=4, tensorboard=False)
 
@@ -191,9 +172,9 @@ def other_state(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, remove, empty, other_state])
-def test_the_last_good_checkpoint_is_used(traces, tmp_path, uninterrupted, monkeypatch, capsys, damage):
+def test_the_last_good_checkpoint_is_used(traces, tmp_path, uninterrupted, train_until, capsys, damage):
     out = tmp_path / "student"
-    run_until(traces, out, monkeypatch, 12)
+    train_until(TrainSettings(**SETTINGS), traces, options(out), 12)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
     damage(out / "checkpoints" / "step-00000012")
     train(TrainSettings(**SETTINGS), traces, options(out))
@@ -202,18 +183,18 @@ def test_the_last_good_checkpoint_is_used(traces, tmp_path, uninterrupted, monke
     assert_same_result(out, uninterrupted)
 
 
-def test_when_every_checkpoint_is_damaged_it_says_so(traces, tmp_path, monkeypatch):
+def test_when_every_checkpoint_is_damaged_it_says_so(traces, tmp_path, train_until):
     out = tmp_path / "student"
-    run_until(traces, out, monkeypatch, 12)
+    train_until(TrainSettings(**SETTINGS), traces, options(out), 12)
     for folder in (out / "checkpoints").iterdir():
         truncate(folder)
     with pytest.raises(InputError, match="every checkpoint is damaged; delete the folder"):
         train(TrainSettings(**SETTINGS), traces, options(out))
 
 
-def test_other_settings_or_traces_are_refused_with_what_changed(traces, tmp_path, monkeypatch, uninterrupted):
+def test_other_settings_or_traces_are_refused_with_what_changed(traces, tmp_path, train_until, uninterrupted):
     out = tmp_path / "student"
-    run_until(traces, out, monkeypatch, 4)
+    train_until(TrainSettings(**SETTINGS), traces, options(out), 4)
     changed = TrainSettings(**(SETTINGS | {"learning_rate": 1e-3, "epochs": 2}))
     with pytest.raises(InputError) as refused:
         train(changed, traces, options(out))
@@ -293,9 +274,9 @@ def test_weights_that_the_last_step_broke_are_no_student(traces, tmp_path, monke
     assert not (out / "manifest.json").exists() and not (out / "model.safetensors").exists()
 
 
-def test_leftovers_of_a_kill_while_saving_are_cleared(traces, tmp_path, monkeypatch, uninterrupted):
+def test_leftovers_of_a_kill_while_saving_are_cleared(traces, tmp_path, train_until, uninterrupted):
     out = tmp_path / "student"
-    run_until(traces, out, monkeypatch, 8)
+    train_until(TrainSettings(**SETTINGS), traces, options(out), 8)
     torn = out / "checkpoints" / ".step-00000011.part"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(os.urandom(100))
