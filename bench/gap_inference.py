@@ -10,8 +10,10 @@ from distill import console
 from distill.bench.gap import GapSettings
 from distill.bench.gap_training import ARMS, factor
 from distill.errors import InputError
-from distill.evaluation.evaluate import Asked, Subject, grade, load_subject, positions_needed, prompt_ids
 from distill.evaluation.generate import Output
+from distill.evaluation.grading import grade
+from distill.evaluation.questions import Asked, positions_needed, prompt_ids
+from distill.evaluation.subject import Subject, load_subject
 from distill.flops import ModelShape
 from distill.packing.source import TraceSet
 from distill.serve import Endpoint, SamplingSettings, Server, ServerSettings, complete

@@ -19,18 +19,10 @@ from pydantic import Field
 from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
-from distill.evaluation.evaluate import (
-    Asked,
-    Subject,
-    ask,
-    engine_version,
-    load_subject,
-    positions_needed,
-    prompt_ids,
-    reachable_server,
-    server_log,
-)
+from distill.evaluation.questions import Asked, ask, positions_needed, prompt_ids
+from distill.evaluation.server import engine_version, reachable_server, server_log
 from distill.evaluation.settings import Questions
+from distill.evaluation.subject import Subject, load_subject
 from distill.serve import Endpoint, ProfileSettings, SamplingSettings, profile_endpoint
 from distill.settings import Settings
 from distill.traces.trace import Mode

@@ -16,8 +16,11 @@ import transformers
 
 from distill import __version__
 from distill.artifact import Artifact, read_json
+from distill.evaluation.answer_file import read_answers
 from distill.evaluation.answers import Answer
-from distill.evaluation.evaluate import Asked, ask, engine_version, metric_columns, read_answers
+from distill.evaluation.grading import metric_columns
+from distill.evaluation.questions import Asked, ask
+from distill.evaluation.server import engine_version
 from distill.evaluation.settings import Questions
 from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, Sample, paired_difference, resample, score
 from distill.flops import Hardware, hardware

@@ -25,23 +25,16 @@ import torch
 from distill import artifact, console
 from distill.artifact import Artifact, content_key
 from distill.errors import InputError
-from distill.evaluation.evaluate import (
-    Asked,
-    Subject,
-    ask,
-    evaluate,
-    evaluation_recipe,
-    load_subject,
-    positions_needed,
-    prompt_ids,
-)
+from distill.evaluation.evaluate import evaluate, evaluation_recipe
 from distill.evaluation.profile import (
     StudentProfileSettings,
     profile_questions,
     profile_recipe,
     profile_student,
 )
+from distill.evaluation.questions import Asked, ask, positions_needed, prompt_ids
 from distill.evaluation.settings import EvaluateSettings, Questions
+from distill.evaluation.subject import Subject, load_subject
 from distill.serve import Endpoint, Server, ServerSettings
 from distill.settings import validate
 from distill.study.cells import Member, cells

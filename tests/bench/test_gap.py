@@ -9,7 +9,7 @@ from distill.bench.gap import GapSettings
 from distill.bench.gap_inference import _ask, _level, prepare_questions
 from distill.bench.gap_training import ARMS, factor, measure_training
 from distill.errors import InputError
-from distill.evaluation.evaluate import load_subject
+from distill.evaluation.subject import load_subject
 from distill.packing.source import read_traces
 from distill.settings import validate
 from distill.traces.generate import generate

@@ -3,9 +3,11 @@
 import pytest
 
 from distill.errors import InputError
+from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import take_apart
-from distill.evaluation.evaluate import Asked, grade, read_answers, summarise, write_answers
 from distill.evaluation.generate import Journal, Output
+from distill.evaluation.grading import grade, summarise
+from distill.evaluation.questions import Asked
 from distill.flops import ModelShape
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.tokenizer import train_tokenizer

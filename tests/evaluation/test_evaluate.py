@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill import artifact
 from distill.errors import InputError
-from distill.evaluation.evaluate import ask, evaluate, evaluation_recipe, load_subject, read_answers
+from distill.evaluation.answer_file import read_answers
+from distill.evaluation.evaluate import evaluate, evaluation_recipe
 from distill.evaluation.generate import JOURNAL
+from distill.evaluation.questions import ask
 from distill.evaluation.settings import EvaluateSettings
+from distill.evaluation.subject import load_subject
 from distill.kernels import register_attention
 from distill.process import child_environment
 from distill.serve import Endpoint, Server, ServerSettings

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from distill.artifact import Artifact
+from distill.evaluation.answer_file import write_answers
 from distill.evaluation.answers import Answer
-from distill.evaluation.evaluate import ask, write_answers
+from distill.evaluation.questions import ask
 from distill.evaluation.settings import Questions
 from distill.flops import hardware
 from distill.settings import validate

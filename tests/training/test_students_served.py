@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from distill.errors import InputError
-from distill.evaluation.evaluate import evaluate, load_subject, read_answers
+from distill.evaluation.answer_file import read_answers
+from distill.evaluation.evaluate import evaluate
 from distill.evaluation.settings import EvaluateSettings, Questions
+from distill.evaluation.subject import load_subject
 from distill.packing.tokenizer import train_tokenizer
 from distill.serve import SamplingSettings, Server, ServerSettings, complete, read_adapter
 from distill.training import train as train_module
