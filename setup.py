@@ -25,5 +25,10 @@ package_dir["distill.presets"] = "presets"
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"distill": ["*.yaml"], "distill.presets": ["*.yaml"], "distill.report": ["*.html", "*.css"]},
+    package_data={
+        "distill": ["*.yaml"],
+        "distill.presets": ["*.yaml"],
+        "distill.report": ["*.html", "*.css", "*.js"],
+        "distill.tasks": ["benchmarks/*.yaml"],
+    },
 )

@@ -14,6 +14,7 @@
     training_memory.py  `distill bench training --memory`: what a step takes as its row grows
     memory_child.py a process in which memory is measured, and its peak
     gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
+    traces.py       `distill bench traces`: generation through our teacher beside vLLM's own; traces_child.py, the latter
     workload.py     what the training benchmark trains on: documents and one initial student
     contender.py    the child process that trains with one trainer, a few steps at a time
     turns.py        how the parent lets such children take turns
@@ -38,6 +39,8 @@ _HOMES = {
     "bench_training": "training",
     "TrainingMemorySettings": "training_memory",
     "bench_training_memory": "training_memory",
+    "TracesBenchSettings": "traces",
+    "bench_traces": "traces",
     "GapSettings": "gap",
     "bench_gap": "gap",
 }

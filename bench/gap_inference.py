@@ -12,7 +12,10 @@ from distill.bench.gap_training import ARMS, factor
 from distill.errors import InputError
 from distill.evaluation.generate import Output
 from distill.evaluation.grading import grade
-from distill.evaluation.questions import Asked, positions_needed, prompt_ids
+from distill.evaluation.questions import Asked, Prompts, positions_needed, prompt_ids
+from distill.evaluation.requests import Request
+from distill.evaluation.responses import read_output
+from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.evaluation.subject import Subject, load_subject
 from distill.flops import ModelShape
 from distill.packing.source import TraceSet
@@ -106,8 +109,15 @@ def _ask(
     failed = [c.error for c in done if c.error is not None]
     if failed:
         raise InputError(f"bench gap: {len(failed)} of {len(done)} questions got no answer ({failed[0]})")
-    outputs = {i: Output(c.token_ids, c.finish_reason, c.e2e_s) for i, c in zip(ids, done, strict=True)}
-    answers = grade(_by_task(questions), subject, prompts, outputs)
+    asked = _by_task(questions)
+    settings = EvaluateSettings(questions=[Questions(task=a.task.name) for a in asked])
+    shown = Prompts(prompts, opened=subject.require_chat().prompt_opens_thinking)
+    answers = []
+    for (_, problem), c in zip(questions, done, strict=True):
+        request = Request(problem, prompts[problem.id], max_tokens)
+        output = Output(c.token_ids, c.finish_reason, c.e2e_s)
+        answers.append(read_output(settings, subject, shown, request, output))
+    answers = grade(asked, answers)
     shape = ModelShape.from_config(subject.config)
     return {
         "answers": len(answers),

@@ -16,6 +16,7 @@ from distill.bench.report_sections import (
     gpu_section,
     kernels_section,
     packing_section,
+    traces_section,
     training_memory_section,
     training_section,
 )
@@ -49,6 +50,7 @@ def render_report(results: Path) -> tuple[str, dict[str, str]]:
     absent = "`distill bench training --memory` does it."
     _section(page, results / "training-memory-cpu.json", "Memory of training", training_memory_section, absent)
     _section(page, results / "gap-cpu.json", "What reasoning costs", gap_section, "`distill bench gap` does it.")
+    _section(page, results / "traces-cpu.json", "Generating traces", traces_section, "`distill bench traces` does it.")
     return page.text, page.images
 
 

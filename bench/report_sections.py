@@ -14,6 +14,7 @@ from distill.bench.packing import PackingBenchSettings, packing_tables, packing_
 from distill.bench.plots import Bar, bar_chart
 from distill.bench.report_page import Page
 from distill.bench.spread import shown
+from distill.bench.traces import TracesBenchSettings, traces_table, traces_targets
 from distill.bench.training import TrainingBenchSettings
 from distill.bench.training_memory import TrainingMemorySettings, growth_text, memory_rows
 
@@ -250,3 +251,13 @@ def gap_section(page: Page, name: str, result: dict[str, Any]) -> None:
         for arm in ("ift", "reasoning")
     ]
     page.table(["answers", "correct", "tokens per answer", "ms per answer, server busy"], answers)
+
+
+def traces_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    defaults = TracesBenchSettings().model_dump(mode="json")
+    flags = ("models", "questions", "tokens", "sequences", "concurrency", "rounds", "threads", "kv_cache_gib")
+    command = _command("distill bench traces", result["settings"], defaults, flags)
+    _made_by(page, name, command, _machine(result["machine"]))
+    columns, rows = traces_table(result)
+    page.table(columns, rows, "output tokens/s")
+    _targets(page, traces_targets(result))

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from distill.errors import InputError
 
 MANIFEST, RECIPE, LOCK = "manifest.json", "recipe.json", ".lock"
+MOST_CHANGES = 8  # of two recipes that an error lists
 
 
 def canonical_json(value: Any) -> str:
@@ -52,8 +53,17 @@ def folder_identity(folder: Path) -> dict[str, str]:
     }
 
 
+def _require_text(path: Path) -> None:
+    """What we write is read by libraries that take no other paths."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{str(path).encode(errors='replace').decode()}: expected a path that is UTF-8 text") from None
+
+
 def require_file_place(path: Path) -> None:
     """Make the folder of `path`. Raises InputError when no file can be written there, before the work it is to hold."""
+    _require_text(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
     parent = path.resolve().parent
@@ -73,7 +83,7 @@ def _sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file so that it is there whole or not at all, also after a power cut. Raises OSError that names it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -81,6 +91,8 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:  # that of a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -135,6 +147,7 @@ class Artifact:
 
 def read(path: Path, kind: str, *, made_by: str) -> Artifact:
     """The finished artifact at `path`. `made_by` is the command to name when there is none. Raises InputError."""
+    _require_text(path)
     if not path.exists():
         raise InputError(f"{path}: no such folder; expected {kind} made by `{made_by}`")
     if not (path / MANIFEST).is_file():
@@ -188,29 +201,37 @@ class Workspace:
 
 @contextmanager
 def workspace(
-    path: Path, kind: str, recipe: dict[str, Any], *, expendable: tuple[str, ...] = ()
+    path: Path,
+    kind: str,
+    recipe: dict[str, Any],
+    *,
+    expendable: tuple[str, ...] = (),
+    goes_on: Callable[[dict[str, Any]], bool] = lambda _: False,
 ) -> Iterator[Workspace]:
     """Open `path` to make the artifact that `recipe` describes, or to find it already made.
 
     Raises InputError when the folder holds something else, listing the settings that differ. If the body raises
     before anything but the recipe was written, the folder is left as it was found; entries named in `expendable` are
-    soon made again and do not count.
+    soon made again and do not count. `goes_on` says of the recipe of a finished folder whether that is only a part of
+    this one: then it is being made again.
     """
     recipe = json.loads(canonical_json(recipe))
     key = content_key(kind, recipe)
+    _require_text(path)
     if _is_foreign(path):
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _locked(path):
-        for name in (MANIFEST, RECIPE):
-            if (path / name).is_file():
-                found = _record(path / name, kind=str, key=str, recipe=dict)
-                _require_same(path, kind, recipe, key, found, finished=name == MANIFEST)
-                break
-        else:
-            write_json(path / RECIPE, {"kind": kind, "key": key, "recipe": recipe})
+        if (path / MANIFEST).is_file() and goes_on(_record(path / MANIFEST, recipe=dict)["recipe"]):
+            (path / MANIFEST).unlink()
+        begun = next((path / name for name in (MANIFEST, RECIPE) if (path / name).is_file()), None)
+        if begun is not None:
+            found = _record(begun, kind=str, key=str, recipe=dict)
+            _require_same(path, kind, recipe, key, found, finished=begun.name == MANIFEST)
         finished = read(path, kind, made_by="the same command") if (path / MANIFEST).is_file() else None
         try:
+            if begun is None:
+                write_json(path / RECIPE, {"kind": kind, "key": key, "recipe": recipe})
             yield Workspace(path, kind, recipe, finished)
         except BaseException:
             if {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE, *expendable}:
@@ -264,6 +285,8 @@ def _require_same(path: Path, kind: str, recipe: dict, key: str, found: dict, *,
     if found["kind"] != kind:
         raise InputError(f"{path}: {state} {found['kind']}, not {kind}; choose another --out")
     differing = changes(found["recipe"], recipe)
+    if len(differing) > MOST_CHANGES:
+        differing[MOST_CHANGES:] = [f"and {len(differing) - MOST_CHANGES} more"]
     raise InputError(
         f"{path}: {state} {kind} with other settings ({'; '.join(differing)}); choose another --out or delete it"
     )

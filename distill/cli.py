@@ -38,6 +38,11 @@ _before, _student, _arm, _batch, _loss, _schedule, _validation, _lora, _machine,
     )
 )
 
+# The groups of what `distill traces generate --help` lists.
+_questions, _teacher, _cost, _machines = (
+    partial(typer.Option, rich_help_panel=title) for title in ("Questions", "Teacher", "Cost", "Many machines")
+)
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
 serve_app = typer.Typer(no_args_is_help=True, help="A student behind vLLM, under load.")
@@ -67,54 +72,150 @@ def options(
 
 @traces_app.command("generate")
 def traces_generate(
-    tasks: Annotated[str, typer.Option(help="Tasks and how many problems of each: add=8000,max=4000,gsm8k:PATH=1000.")],
     out: Out,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    seed: Annotated[int, typer.Option(help="Of the choice of problems and of the teacher's sampling.")] = 0,
-    teacher: Annotated[str, typer.Option(help="'solver', or the URL of an OpenAI-compatible server.")] = "solver",
-    model: Annotated[str | None, typer.Option(help="The model's name at that server.")] = None,
-    thinking: Annotated[str, typer.Option(help="How reasoning is switched: template or system.")] = "template",
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Limit of reasoning and answer together.")] = 4096,
-    revision: Annotated[str, typer.Option(help="Of the model's weights, where it is known.")] = "",
-    usd_per_million_input: Annotated[float | None, typer.Option(help="Price of the prompts' tokens.")] = None,
-    usd_per_million_output: Annotated[float | None, typer.Option(help="Price of the generated tokens.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any of the settings below; flags win.")] = None,
+    tasks: Annotated[
+        str | None, _questions(help="Tasks and how many problems of each: add=8000,max=4000,gsm8k:PATH=1000.")
+    ] = None,
+    data: Annotated[
+        str | None, _questions(help="Questions of your own: JSONL, Parquet, a folder saved by datasets, or a Hub id.")
+    ] = None,
+    prompt: Annotated[str | None, _questions(help="Field of the question in --data.", show_default="prompt")] = None,
+    answer: Annotated[str | None, _questions(help="Field of the gold answer in --data, if there is one.")] = None,
+    answer_format: Annotated[
+        str | None, _questions(help="open, choice, labels or extraction.", show_default="open")
+    ] = None,
+    checker: Annotated[
+        str | None,
+        _questions(help="How --data is graded: exact, normalised, number, choice or labels; math by `traces verify`."),
+    ] = None,
+    system: Annotated[
+        str | None,
+        _questions(help="What becomes of system messages in --data: refuse, join or drop.", show_default="refuse"),
+    ] = None,
+    count: Annotated[
+        int | None, _questions(help="So many questions of --data, drawn by the seed; all if not given.")
+    ] = None,
+    skip_bad: Annotated[
+        bool | None, _questions("--skip-bad", help="Put malformed rows of --data aside, counted, instead of stopping.")
+    ] = None,
+    split: Annotated[
+        str | None, _questions(help="train, validation, test or all.", show_default="train; all of --data")
+    ] = None,
+    seed: Annotated[
+        int | None, _questions(help="Of the choice of problems and of the teacher's sampling.", show_default="0")
+    ] = None,
+    samples: Annotated[int | None, _questions(help="Pairs of each question.", show_default="1")] = None,
+    gold: Annotated[
+        str | None,
+        _questions(
+            help="grade: gold answers check. answer: they are the IFT answers. shown: and the teacher sees them.",
+            show_default="grade",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        _teacher(help="solver, the URL of an OpenAI-compatible server, or vllm:MODEL.", show_default="solver"),
+    ] = None,
+    model: Annotated[str | None, _teacher(help="The model's name at that server.")] = None,
+    revision: Annotated[str | None, _teacher(help="Of the model's weights, where it is known.")] = None,
+    thinking: Annotated[
+        str | None,
+        _teacher(help="How reasoning is switched: template, template:KEY, system or models.", show_default="template"),
+    ] = None,
+    temperature: Annotated[float | None, _teacher(show_default="0.6")] = None,
+    top_p: Annotated[float | None, _teacher(show_default="0.95")] = None,
+    max_tokens: Annotated[
+        int | None, _teacher(help="Limit of one answer, its reasoning included.", show_default="4096")
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Keep so many log-probabilities at every token, to distil from (vLLM).")
+        int | None, _teacher(help="Keep so many log-probabilities at every token, to distil from (vLLM).")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="The teacher's, for --top-k: a folder or Hub id; --model if not given.")
+        str | None, _teacher(help="The teacher's, for --top-k: a folder or Hub id; --model if not given.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 32,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[
+        int | None, _teacher(help="Requests in flight.", show_default="32; 256 for vllm:MODEL")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, _teacher(help="Environment variable that holds the key.", show_default="OPENAI_API_KEY")
+    ] = None,
+    ift_model: Annotated[
+        str | None, _teacher(help="With --thinking models: who answers directly; a folder or Hub id for vllm:MODEL.")
+    ] = None,
+    vllm_arguments: Annotated[
+        str | None, _teacher(help="Passed on to vLLM: '--tensor-parallel-size 2 --data-parallel-size 4'.")
+    ] = None,
+    usd_per_million_input: Annotated[float | None, _cost(help="Price of the prompts' tokens.")] = None,
+    usd_per_million_output: Annotated[float | None, _cost(help="Price of the generated tokens.")] = None,
+    max_cost: Annotated[float | None, _cost(help="Ask no more once so many USD are spent.")] = None,
+    max_total_tokens: Annotated[int | None, _cost(help="The same of tokens, prompts included.")] = None,
+    partial: Annotated[
+        bool | None,
+        _cost("--partial", help="A run that ends early writes the traces there are; it can be gone on with."),
+    ] = None,
+    shard: Annotated[str | None, _machines(help="I/N: the questions of part I of N; see `traces merge`.")] = None,
+    on: Annotated[str | None, _machines(help="ray: all shards as Ray tasks, then merged.")] = None,
+    shards: Annotated[int | None, _machines(min=1, help="How many, on Ray.")] = None,
     json: Json = False,
 ) -> None:
     """Ask a teacher every question twice, with and without reasoning.
 
     Example: distill traces generate --tasks add=8000,max=4000 --out out/traces
     """
-    from distill.settings import validate
+    given = {name: value for name, value in locals().items() if value is not None}
+    if given.get("on", "ray") != "ray" or (on is None) != (shards is None):
+        raise typer.BadParameter("ray, and how many: --on ray --shards N.", param_hint="'--on'")
+    from distill.settings import read_yaml, validate
+    from distill.traces.flags import from_flags
     from distill.traces.generate import generate
-    from distill.traces.settings import GenerateSettings
+    from distill.traces.settings import GenerateOptions, GenerateSettings
 
-    if teacher == "solver" and top_k is None:
-        who: Any = "solver"
-    else:
-        sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
-        where = {"url": teacher, "model": model or "", "revision": revision, "api_key_env": api_key_env}
-        prices = {"usd_per_million_input": usd_per_million_input, "usd_per_million_output": usd_per_million_output}
-        capture = {"top_k": top_k, "tokenizer": tokenizer}
-        who = {**where, **prices, **sampling, **capture, "thinking": thinking, "concurrency": concurrency}
-    values = {"tasks": _counts(tasks), "split": split, "seed": seed, "teacher": who}
-    _show(generate(validate(GenerateSettings, values, source="command line"), out), json)
+    if tasks is not None:
+        given["tasks"] = _counts(tasks)
+    values, limits = from_flags(read_yaml(config) if config else {}, given)
+    source = f"{config} and command line" if config else "command line"
+    options = validate(GenerateOptions, limits, source=source)
+    settings = validate(GenerateSettings, values, source=source)
+    if on is not None:
+        from distill.traces.ray_shards import generate_on_ray
+
+        _show_set(generate_on_ray(settings, out, shards, options), json)
+        return
+    _show_set(generate(settings, out, options), json)
+
+
+@traces_app.command("merge")
+def traces_merge(
+    shards: Annotated[list[Path], typer.Argument(help="All folders made by `distill traces generate --shard I/N`.")],
+    out: Out,
+    json: Json = False,
+) -> None:
+    """Put shards together: the trace set that one run of all questions would have written.
+
+    Example: distill traces merge out/shard-* --out out/traces
+    """
+    from distill.traces.merge import merge
+
+    _show_set(merge(shards, out), json)
 
 
 @traces_app.command("import")
 def traces_import(
-    file: Annotated[Path, typer.Argument(help="JSONL or Parquet.")],
+    file: Annotated[Path, typer.Argument(help="JSONL, Parquet, a folder saved by datasets, or a Hub id.")],
     out: Out,
-    layout: Annotated[str, typer.Option(help="pairs, gsm8k or aqua.")] = "pairs",
+    layout: Annotated[str, typer.Option(help="pairs, gsm8k, aqua, prompt-completion, messages or sharegpt.")] = "pairs",
+    ift_from: Annotated[
+        str | None,
+        typer.Option(help="For one answer a row: a file with the answers without reasoning, or 'stripped'."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Field of the question; extra.question is one in another.")] = None,
+    reasoning: Annotated[str | None, typer.Option(help="Field of the reasoning answer.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Field of what follows the reasoning, if it has its own.")] = None,
+    ift: Annotated[str | None, typer.Option(help="Field of the answer without reasoning.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Field of the gold answer.")] = None,
+    system: Annotated[str, typer.Option(help="What becomes of system messages: refuse, join or drop.")] = "refuse",
+    teacher: Annotated[str, typer.Option(help="Who wrote the answers, if known.")] = "imported",
     skip_bad: Annotated[bool, typer.Option(help="Put malformed rows aside, counted, instead of stopping.")] = False,
     splits: Annotated[
         str | None, typer.Option(help="train or all; train for gsm8k and aqua, so that test questions stay out.")
@@ -127,22 +228,127 @@ def traces_import(
     """
     from distill.traces.import_traces import import_file
 
-    _show(import_file(file, layout, out, skip_bad=skip_bad, splits=splits), json)
+    roles = {"prompt": prompt, "reasoning": reasoning, "answer": answer, "ift": ift, "gold": gold}
+    fields = {role: name for role, name in roles.items() if name is not None}
+    how = {"fields": fields, "ift_from": ift_from, "system": system, "skip_bad": skip_bad, "splits": splits}
+    _show_set(import_file(file, layout, out, teacher=teacher, **how), json)
 
 
 @traces_app.command("stats")
 def traces_stats(
     traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="A folder with a tokenizer, to count its tokens.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or Hub id: count its tokens, not those the teacher counted.")
+    ] = None,
+    project: Annotated[
+        int | None, typer.Option(help="What so many further questions would come to: pairs, tokens, cost.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots and examples to this file.")] = None,
     json: Json = False,
 ) -> None:
-    """What is in a trace set: pairs, lengths, agreement of the two modes, cost.
+    """What is in a trace set: pairs, lengths, agreement of the two modes, who is right, cost.
 
-    Example: distill traces stats out/traces --json
+    Example: distill traces stats out/traces --html stats.html --project 100000
     """
     from distill.traces.stats import stats
+    from distill.traces.stats_text import show_stats
 
-    _show_dict("traces", stats(traces, tokenizer), json)
+    found = stats(traces, tokenizer, project)
+    if html is not None:
+        from distill.traces.stats_page import write_page
+
+        write_page(traces, html, found)
+    _show_result(found, show_stats, json)
+    _say_page(html)
+
+
+@traces_app.command("export")
+def traces_export(
+    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    layout: Annotated[
+        str, typer.Option(help="pairs, prompt-completion, messages, sharegpt, gsm8k, aqua, or hub: a folder to upload.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write, for hub a folder; never overwritten.")],
+    mode: Annotated[str, typer.Option(help="reasoning, ift or both, where a row is one answer.")] = "both",
+    keep: Annotated[str, typer.Option(help="all, or verified: pairs of which both answers are right.")] = "all",
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="jsonl or parquet; parquet for hub.", show_default="jsonl")
+    ] = None,
+    reasoning: Annotated[
+        str, typer.Option(help="Of messages: between think tags, or in a field, reasoning_content.")
+    ] = "tags",
+    json: Json = False,
+) -> None:
+    """Write the pairs in a layout that others read.
+
+    Example: distill traces export out/traces --layout prompt-completion --mode reasoning --out train.jsonl
+    """
+    from distill.traces.export import export
+
+    made = export(traces, layout, out, mode=mode, keep=keep, file_format=file_format, reasoning=reasoning)
+    _show_dict("exported", made, json)
+
+
+@traces_app.command("verify")
+def traces_verify(
+    traces: Annotated[Path, typer.Argument(help="A folder of traces.")],
+    out: Out,
+    checker: Annotated[
+        str, typer.Option(help="auto, exact, normalised, number, choice, labels, math or judge.")
+    ] = "auto",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="URL#MODEL, or URL#MODEL#VARIABLE of its key; up to three, the majority counts."),
+    ] = None,
+    against: Annotated[str, typer.Option(help="gold, or other-mode: the two answers with each other.")] = "gold",
+    limit: Annotated[float, typer.Option(help="Seconds that checking one answer may take.")] = 5.0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That check mathematics; one a core if not given.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Label every answer as right or wrong; drop nothing. `distill train --keep verified` trains on the right ones.
+
+    Example: distill traces verify out/traces --out out/verified
+    """
+    from distill.settings import validate
+    from distill.traces.verify import VerifySettings, verify
+
+    values = {"checker": "judge" if judge and checker == "auto" else checker, "against": against}
+    values |= {"judges": judge or [], "limit_s": limit}
+    settings = validate(VerifySettings, values, source="command line")
+    _show_set(verify(traces, out, settings, processes=processes), json)
+
+
+@traces_app.command("check")
+def traces_check(
+    traces: Annotated[Path, typer.Argument(help="A folder of traces.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluation questions: gsm8k:PATH, add=300, a study or PATH[:FIELD]. May be given again."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with all that was found to this file.")] = None,
+    near: Annotated[float, typer.Option(help="Similarity from which questions are nearly the same.")] = 0.8,
+    contaminated: Annotated[
+        float, typer.Option(help="Share of a question in shared runs of 13 words from which it is contaminated.")
+    ] = 0.5,
+    remove: Annotated[str, typer.Option(help="duplicates,near,contaminated,outliers: what --out leaves out.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write: the traces without what --remove names.")] = None,
+    json: Json = False,
+) -> None:
+    """Repeated questions, overlap with evaluation sets, outliers; removed on request, from both modes.
+
+    Example: distill traces check out/traces --against gsm8k:data/gsm8k --html check.html
+    """
+    from distill.settings import validate
+    from distill.traces.hygiene import CheckSettings, check
+    from distill.traces.hygiene_page import show
+
+    values = {"against": against or [], "near": near, "contaminated": contaminated}
+    values["remove"] = [name for name in remove.split(",") if name]
+    settings = validate(CheckSettings, values, source="command line")
+    _show_result(check(traces, settings, html=html, out=out), show, json)
+    _say_page(html)
 
 
 @app.command()
@@ -176,6 +382,10 @@ def train(
             help="teacher: its own in that mode; stripped: that with reasoning, without it; gold: the given one.",
             show_default="teacher",
         ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        _arm(help="all, or verified: pairs of which both answers are right, by `traces verify`.", show_default="all"),
     ] = None,
     mode_signal: Annotated[
         str | None,
@@ -235,8 +445,8 @@ def train(
         int | None, _validation(help="Validate every so many epochs.", show_default="1")
     ] = None,
     validation_steps: Annotated[int | None, _validation(help="Validate every so many steps instead.")] = None,
-    keep: Annotated[
-        str | None, _validation(help="last, or best: the weights of lowest validation loss.", show_default="last")
+    weights: Annotated[
+        str | None, _validation(help="last, or best: those of the lowest validation loss.", show_default="last")
     ] = None,
     lora_rank: Annotated[int | None, _lora(help="Train adapters of this rank instead of the weights.")] = None,
     lora_alpha: Annotated[float | None, _lora(help="Adapters count alpha / rank; 32 if not given.")] = None,
@@ -309,18 +519,69 @@ def train(
 
 @app.command()
 def evaluate(
-    student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
-    tasks: Annotated[str, typer.Option(help="Tasks, with how many questions if not 300: add,max=100,gsm8k:PATH=50.")],
+    student: Annotated[
+        Path | None, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks, with how many questions if not 300: add,max=100,gsm8k:PATH=50,aime=all.")
+    ] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Field of the question in --data of your own.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
+    answer_format: Annotated[str | None, typer.Option(help="open, choice, labels or extraction.")] = None,
+    checker: Annotated[
+        str | None,
+        typer.Option(help="How it is graded: exact, normalised, number, near_number, choice, labels or squad."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.evaluation if not given.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Instead of STUDENT: the URL of an OpenAI-compatible server, with its /v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name at --endpoint.")] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the key for --endpoint.")
+    ] = "OPENAI_API_KEY",
     mode: Annotated[
         str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    think: Annotated[
+        str,
+        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
+    ] = "free",
+    thinking_budget: Annotated[
+        str | None, typer.Option(help="Tokens of thinking, each an evaluation of its own: 64,256,none.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="Ask as plain text after so many examples; how a base model is asked.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question; needs a temperature.")] = 1,
+    score: Annotated[
+        str, typer.Option(help="loglikelihood: score the options of multiple choice as well, apart from accuracy.")
+    ] = "generated",
+    via: Annotated[
+        str | None, typer.Option(help="lm-eval: --tasks are that program's, with its own prompts and graders.")
+    ] = None,
+    via_folder: Annotated[
+        Path | None, typer.Option(help="With --via lm-eval: a folder of task files, in place of its own.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="URL#MODEL, or URL#MODEL#VARIABLE of its key, for what models judge; up to three."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all.", show_default="test; all of your own")
+    ] = None,
     engine: Annotated[str, typer.Option(help="vllm, or transformers (slow).")] = "vllm",
-    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Generation limit: an answer that hits it is wrong.", show_default="the benchmark's, or 512"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample only from the likeliest tokens of this total.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions and of sampling.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
     port: Annotated[int | None, typer.Option(help="Of the server, on loopback; a free one if not given.")] = None,
     json: Json = False,
@@ -329,16 +590,58 @@ def evaluate(
 
     Example: distill evaluate out/student --tasks add,max
     """
+    from distill.evaluation.flags import budgets_of, check_subject, questions_of
     from distill.evaluation.settings import EvaluateSettings
     from distill.settings import validate
 
-    questions = [{"task": t, "count": n, "split": split, "seed": seed} for t, n in _counts(tasks, 300).items()]
-    values = {"questions": questions, "mode": mode, "engine": engine, "max_tokens": max_tokens}
-    values |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    check_subject(student, endpoint, model)
+    if via is not None or via_folder is not None:
+        from distill.evaluation.flags import check_via, counts_of
+        from distill.evaluation.via_lm_eval import LmEvalSettings, evaluate_via_lm_eval
+
+        check_via(via, student=student, data=data, judge=judge, mode=mode, think=think, thinking_budget=thinking_budget)
+        check_via(via, samples=samples, score=score, split=split, engine=engine, temperature=temperature, top_p=top_p)
+        values = {"tasks": counts_of(_counts(tasks)), "folder": via_folder, "few_shot": few_shot, "seed": seed}
+        values |= {"max_tokens": max_tokens} if max_tokens is not None else {}
+        asked = validate(LmEvalSettings, values, source="command line")
+        where = out or _beside(student, "lm-eval")
+        _show(evaluate_via_lm_eval(asked, student, where, threads=threads, port=port), json)
+        return
+    fields = {"prompt": prompt, "answer": answer, "answer_format": answer_format, "checker": checker}
+    own = {name: value for name, value in fields.items() if value is not None}
+    questions = questions_of(_counts(tasks), data or [], own, split=split, seed=seed)
+    values = {"questions": questions, "mode": mode, "engine": engine, "max_tokens": max_tokens, "think": think}
+    values |= {"temperature": temperature, "top_p": top_p, "seed": seed, "samples": samples, "few_shot": few_shot}
+    values |= {"thinking_budgets": budgets_of(thinking_budget), "score": score, "judges": judge or []}
     settings = validate(EvaluateSettings, values, source="command line")
+    if endpoint is not None:
+        from distill.evaluation.endpoint import ModelSettings, evaluate_endpoint
+
+        who = {"url": endpoint, "model": model, "api_key_env": api_key_env}
+        teacher = validate(ModelSettings, who, source="command line")
+        _show(evaluate_endpoint(settings, teacher, out or _beside(Path(model or ""), "evaluation")), json)
+        return
     from distill.evaluation.evaluate import evaluate as evaluate_student
 
     _show(evaluate_student(settings, student, out or _beside(student, "evaluation"), threads=threads, port=port), json)
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[str], typer.Argument(help="Two or more folders made by `distill evaluate`; NAME=FOLDER to name one.")
+    ],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")],
+    json: Json = False,
+) -> None:
+    """Two or more evaluations of the same questions: their answers side by side, and how they differ from the first.
+
+    Example: distill compare ift=out/ift.evaluation reasoning=out/reasoning.evaluation --out compare.html
+    """
+    from distill.evaluation.compare import compare as compare_evaluations
+    from distill.evaluation.compare import show
+
+    _show_result(compare_evaluations(evaluations, out), show, json)
 
 
 @serve_app.command("profile")
@@ -542,6 +845,33 @@ def bench_report(
         console.out.print(str(path), markup=False, soft_wrap=True)
 
 
+@bench_app.command("traces")
+def bench_traces(
+    models: Annotated[str, typer.Option(help="tiny, large (random weights), a folder or a Hub id.")] = "tiny,large",
+    questions: Annotated[int, typer.Option(help="Of a round; each is answered in both modes.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Of the longest answer.")] = 256,
+    sequences: Annotated[int, typer.Option(help="That vLLM generates side by side.")] = 64,
+    concurrency: Annotated[int, typer.Option(help="Requests of ours in flight.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Turns that each of the two takes.")] = 7,
+    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
+    kv_cache_gib: Annotated[int, typer.Option(help="Of each of the two.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Tokens/s of generating traces through our teacher, beside vLLM's own offline generation.
+
+    Example: distill bench traces --out out/traces.json
+    """
+    from distill.bench.traces import TracesBenchSettings, show_traces
+    from distill.bench.traces import bench_traces as run
+    from distill.settings import validate
+
+    values = {"models": models.split(","), "questions": questions, "tokens": tokens, "sequences": sequences}
+    values |= {"concurrency": concurrency, "rounds": rounds, "threads": threads, "kv_cache_gib": kv_cache_gib}
+    settings = validate(TracesBenchSettings, values, source="command line")
+    _show_bench(lambda: run(settings), show_traces, out, json)
+
+
 @bench_app.command("gap")
 def bench_gap(
     traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
@@ -606,6 +936,17 @@ def _show(artifact: Any, json: bool) -> None:
         _show_dict(str(artifact.path), artifact.summary, json)
 
 
+def _show_set(made: Any, json: bool) -> None:
+    from distill.traces.set_text import show_set
+
+    _show(made, json) if json else show_set(made)
+
+
+def _say_page(html: Path | None) -> None:
+    if html is not None:
+        console.note(f"page: {html}")
+
+
 def _show_dict(title: str, values: dict[str, Any], json: bool) -> None:
     if json:
         console.emit_json(values)
@@ -666,9 +1007,11 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), 2, debug)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
         where = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"{where}{os.strerror(error.errno)}", 2, debug)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
         _fail(f"{where}{os.strerror(error.errno)}; what was finished is kept, run the same command again", 2, debug)
     except Exception as error:
         if type(error).__name__ != "Stopped":

@@ -37,7 +37,12 @@ def progress(*extra_columns: str) -> Progress:
 
 def note(message: str) -> None:
     """One line for the person, on standard error, with no markup read from it."""
-    err.print(message, markup=False, soft_wrap=True)
+    err.print(_printable(message), markup=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """`text` with nothing in it that a terminal would obey: servers and files are quoted in messages."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -52,7 +57,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 def facts(title: str, values: dict[str, Any], indent: str = "") -> None:
     """Names and values on standard output, one a line, nested ones indented."""
-    out.print(f"{indent}{title}", markup=False, soft_wrap=True)
+    out.print(_printable(f"{indent}{title}"), markup=False, soft_wrap=True)
     for name, value in values.items():
         if isinstance(value, dict) and value:
             facts(name, value, indent + "  ")
@@ -62,10 +67,11 @@ def facts(title: str, values: dict[str, Any], indent: str = "") -> None:
                 facts(f"{name} {number}", entry, indent + "  ")
             continue
         text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-        out.print(f"{indent}  {name}: {text}", markup=False, soft_wrap=True)
+        out.print(_printable(f"{indent}  {name}: {text}"), markup=False, soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
-    """A result for machines on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
-    sys.stdout.write("\n")
+    """A result for machines on standard output; what a terminal would obey, or cannot be encoded, is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+    escapes = {ord(c): json.dumps(c)[1:-1] for c in set(text) if not c.isprintable() and c != "\n"}
+    sys.stdout.write(text.translate(escapes) + "\n")

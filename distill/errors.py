@@ -19,5 +19,5 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> InputError:
     """
     known = sorted(known)
     near = get_close_matches(found, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
-    return InputError(f"unknown {kind} {found!r}: {hint}Known: {', '.join(known)}")
+    hint = f": did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
+    return InputError(f"unknown {kind} {found!r}{hint} Known: {', '.join(known)}")

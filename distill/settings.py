@@ -1,5 +1,6 @@
 """Loads and validates settings. Each room owns its own model; this file only reads YAML and words the errors."""
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +31,10 @@ def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Mode
         raise InputError(f"{source}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        found = "" if first["type"] in ("missing", "extra_forbidden") else f", found {first['input']!r}"
+        field = ".".join(_as_written(values, first["loc"])) or "(top level)"
+        # What a rule about several fields was given is all of them: its message says which.
+        untold = first["type"] in ("missing", "extra_forbidden") or isinstance(first["input"], dict)
+        found = "" if untold else f", found {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
@@ -40,6 +43,20 @@ def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Mode
         elif first["type"] == "missing":
             what = "needed, but not given"
         raise InputError(f"{source}: field {field}: {what}{found}{more}") from None
+
+
+def _as_written(values: Any, path: tuple[int | str, ...]) -> Iterator[str]:
+    """The parts of a path without those that name the kind of a value: they stand in no file."""
+    for depth, part in enumerate(path, start=1):
+        if isinstance(values, str | int | float) or (
+            isinstance(values, dict) and part not in values and depth < len(path)
+        ):
+            continue
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            values = None
+        yield str(part)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -5,6 +5,9 @@
     keeper.py     the small process between us and vLLM that does the taking down, whatever happens to us
     endpoint.py   where a server is and how to talk to it: ours, or one that was there already
     client.py     sends prompts as token ids, or chats with a teacher; every request ends in one result
+    replies.py    what a server sends back, read with suspicion
+    patience.py   when a server that fails is gone, and when it only fails at some questions
+    judge.py      models that say whether an answer is right, and how far they agree
     tokens.py     which output tokens are thinking and which are the answer
     metrics.py    the server's own histograms
     profile.py    latency, throughput and tokens per answer at several concurrencies
@@ -25,7 +28,12 @@ _HOMES = {
     "ChatCompletion": "client",
     "SamplingSettings": "client",
     "complete": "client",
+    "ChatRequest": "client",
     "chat": "client",
+    "chat_stream": "client",
+    "ServerGone": "patience",
+    "JudgeSettings": "judge",
+    "ask_judges": "judge",
     "split_thinking": "tokens",
     "ProfileSettings": "profile",
     "profile_endpoint": "profile",

@@ -75,7 +75,9 @@ def _check(endpoint: Endpoint) -> None:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InputError(f"{where}: cannot be reached ({error or type(error).__name__})") from None
     if reply.status_code in (401, 403):
-        raise InputError(f"{where}: refuses the API key (HTTP {reply.status_code})")
+        none = "wants an API key; the environment variable for it (OPENAI_API_KEY if no other is named) is not set"
+        key = "refuses the API key" if endpoint.api_key else none
+        raise InputError(f"{where}: {key} (HTTP {reply.status_code})")
     if reply.status_code == 404:
         return  # some gateways serve completions but no list
     try:

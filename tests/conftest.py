@@ -220,11 +220,14 @@ def trained_student(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_server(trained_student, tmp_path_factory):
-    """A running distill.serve.Server with trained_student in fp32."""
+    """A running distill.serve.Server with trained_student in fp32, which takes thinking budgets."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
+    from distill.evaluation.budgets import server_arguments
+    from distill.evaluation.subject import load_subject
     from distill.serve import Server, ServerSettings
 
-    settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1)
+    budgets = server_arguments(load_subject(trained_student).chat)
+    settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1, arguments=budgets)
     with Server(trained_student, settings, tmp_path_factory.mktemp("trained-vllm") / "server.log") as server:
         yield server

@@ -72,6 +72,12 @@ def test_no_manifest_no_artifact(tmp_path):
     assert set(artifact.read(tmp_path / "a", "toy", made_by="toy").files) == {"data.txt"}
 
 
+def test_of_many_changes_the_first_are_listed(tmp_path):
+    make(tmp_path / "a", {f"s{i:02}": 1 for i in range(30)}, "x")
+    with pytest.raises(InputError, match=r"\(s00 1 -> 2; .*; s07 1 -> 2; and 22 more\); choose another --out"):
+        make(tmp_path / "a", {f"s{i:02}": 2 for i in range(30)}, "x")
+
+
 def test_an_error_before_any_work_leaves_nothing(tmp_path):
     with pytest.raises(InputError), artifact.workspace(tmp_path / "deep" / "a", "toy", {"seed": 1}):
         raise InputError("bad input")
@@ -268,3 +274,11 @@ def test_what_a_killed_write_left_is_no_part_of_what_is_made(tmp_path):
         (work.path / ".result.1234.part").write_text("to")
         assert list(work.commit({}).files) == ["result"]
     assert sorted(file.name for file in work.path.iterdir()) == [".lock", "manifest.json", "recipe.json", "result"]
+
+
+def test_a_recipe_that_cannot_be_written_leaves_no_folder_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as raised, artifact.workspace(tmp_path / "a" / "b", "toy", {}):
+        pass
+    assert raised.value.filename == str(tmp_path / "a" / "b" / "recipe.json")
+    assert list(tmp_path.iterdir()) == []

@@ -55,6 +55,8 @@ def place(tmp_path, traces):
     write("no_answer.jsonl", '{"prompt": "2+2?", "reasoning": "<think>x</think>", "ift": "4"}\n')
     write("unclosed.jsonl", good + '{"prompt": "2+2?", "reasoning": "<think>x 4", "ift": "4"}\n')
     write("empty.jsonl", "")
+    write("array.jsonl", "[" + good.strip() + "]\n")
+    write("teacher.yaml", 'tasks: {add: 3}\nteacher: {url: "http://127.0.0.1:9/v1", model: m, temprature: 1}\n')
     write("latin1.jsonl", b'{"prompt": "caf\xe9"}\n')
     write("study_arm.yaml", STUDY.replace("arm: reasoning", "arm: reasonin"))
     write("study_task.yaml", STUDY.replace("task: add", "task: ad"))
@@ -141,7 +143,16 @@ CASES = {
     GENERATE + " --tasks max=99999": "there are only 5040 in all splits",
     GENERATE + " --tasks add=3 --split tset": "split",
     GENERATE + " --tasks add=3 --teacher http://127.0.0.1:9/v1 --model m": "cannot be reached",
-    GENERATE + " --tasks add=3 --teacher somebody": "teacher",
+    GENERATE + " --tasks add=3 --teacher somebody": "--teacher: expected solver, the URL .* found 'somebody'",
+    GENERATE + " --tasks add=3 --teacher http://127.0.0.1:9/v1": "--teacher http://127.0.0.1:9/v1: --model says",
+    GENERATE + " --tasks add=3 --shard 2": "field shard: expected I/N",
+    GENERATE + " --data {no_ift.jsonl}": "task own: has no worked solutions; --teacher says who answers",
+    GENERATE + " --config {teacher.yaml}": "teacher.yaml.*: field teacher.temprature: no such field",
+    GENERATE: "no questions: give --tasks, such as add=1000, or --data FILE",
+    IMPORT + " {array.jsonl}": r"array.jsonl:1: expected a JSON object, found list; `jq -c '\.\[\]' FILE`",
+    IMPORT + " {malformed.jsonl} --layout gsm8k --gold x": "its fields have fixed names; --gold is for other layouts",
+    "traces verify {traces} --out {traces}": "is the set that is read",
+    "traces export {traces} --layout chatml --out {out}": "unknown layout 'chatml'. Known: aqua",
     "traces import {missing} --out {out}": "missing: no such file",
     "traces import {empty_folder} --out {out}": "empty_folder: no such file",
     "traces import {malformed.jsonl} --out {out}": "malformed.jsonl:3: not valid JSON",

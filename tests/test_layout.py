@@ -143,10 +143,10 @@ def test_the_wheel_holds_every_file_it_needs(installed):
     data = [(f, installed / "distill" / "presets" / f.name) for f in presets]
     data += [
         (f, installed / f.relative_to(ROOT))
-        for pattern in ("*.yaml", "*.html", "*.css")
+        for pattern in ("*.yaml", "*.html", "*.css", "*.js")
         for f in (ROOT / "distill").rglob(pattern)
     ]
-    assert {f.suffix for f, _ in data} == {".yaml", ".html", ".css"}
+    assert {f.suffix for f, _ in data} == {".yaml", ".html", ".css", ".js"}
     for source, place in data:
         assert place.read_bytes() == source.read_bytes(), source
     tops = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}

@@ -1,4 +1,4 @@
-"""answers.parquet: every graded answer of an evaluation, one row a question."""
+"""answers.parquet: every graded answer of an evaluation, one row a question, sample and thinking budget."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -7,16 +7,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.errors import InputError
-from distill.evaluation.answers import Answer
+from distill.evaluation.answers import Answer, Think
 
-_SCHEMA = pa.schema(
-    [
-        (field.name, {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}.get(field.type))
-        if field.name != "token_ids"
-        else ("token_ids", pa.list_(pa.int32()))
-        for field in fields(Answer)
-    ]
-)
+KIND = "evaluation"  # of artifact
+
+_ARROW = {
+    str: pa.string(),
+    Think: pa.string(),
+    int: pa.int64(),
+    int | None: pa.int64(),
+    bool: pa.bool_(),
+    float: pa.float64(),
+    str | None: pa.string(),
+    list[int]: pa.list_(pa.int32()),
+    dict[str, float]: pa.map_(pa.string(), pa.float64()),
+}
+_SCHEMA = pa.schema([(field.name, _ARROW[field.type]) for field in fields(Answer)])
 
 
 def write_answers(path: Path, answers: list[Answer]) -> None:
@@ -26,6 +32,11 @@ def write_answers(path: Path, answers: list[Answer]) -> None:
 def read_answers(path: Path) -> list[Answer]:
     """The graded answers of a finished evaluation. Raises InputError when the file is not one."""
     try:
-        return [Answer(**row) for row in pq.read_table(path, schema=_SCHEMA).to_pylist()]
+        missing = set(_SCHEMA.names) - set(pq.read_schema(path).names)
+        if missing:  # they would be read as null
+            raise InputError(
+                f"{path}: has no column {', '.join(sorted(missing))}; made by another version: evaluate again"
+            )
+        return [Answer(**row) for row in pq.read_table(path, schema=_SCHEMA).to_pylist(maps_as_pydicts="strict")]
     except (OSError, pa.ArrowInvalid, TypeError) as error:
         raise InputError(f"{path}: not a file of answers ({str(error).splitlines()[0]})") from None

@@ -1,17 +1,20 @@
 """A student's output to one question, taken apart by token ids."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from distill.packing.chat import ChatFormat
 from distill.serve import split_thinking
+
+Think = Literal["free", "on", "off"]  # as trained; a think block opened for the student; an empty one closed
 
 
 @dataclass(frozen=True)
 class Answer:
     """One graded output. `thinking` and `answer` hold no tags and no end-of-turn token.
 
-    `finished`: the student ended its turn by itself with every think block closed. What is not finished is wrong.
+    (problem_id, sample, budget) are unique in an evaluation. `finished`: the student ended its turn by itself with every
+    think block closed. What is not finished is wrong.
     Token counts are of generated ids: thinking with its tags, answer with its end-of-turn token.
     """
 
@@ -30,6 +33,13 @@ class Answer:
     finish_reason: str
     correct: bool
     seconds: float  # from request to last token
+    sample: int = 0  # which of the n answers to this question
+    think: Think = "free"
+    budget: int | None = None  # of thinking tokens; None: no limit
+    seed: int | None = None  # of this sample; None: greedy, or not ours to set
+    verdict: str = ""  # what the checker said, one line
+    failure: str | None = None  # why the checker came to no end: time, memory or crash
+    scores: dict[str, float] = field(default_factory=dict)  # what else it counted
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,17 @@ class Parts:
     closed: bool
 
 
-def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
+def take_apart(chat: ChatFormat, token_ids: list[int], *, opened: bool | None = None) -> Parts:
     """Split what a student generated: thinking is what think blocks hold, the answer is the rest. With tags of several
-    tokens the answer is what follows the last closing tag. A think block left open has no answer."""
+    tokens the answer is what follows the last closing tag. A think block left open has no answer. `opened`: the prompt
+    ended inside one; by default where the chat template does that."""
+    opened = chat.prompt_opens_thinking if opened is None else opened
     if chat.think_open_id is not None and chat.think_close_id is not None:
         thinking_ids, answer_ids, closed = split_thinking(
-            token_ids, chat.think_open_id, chat.think_close_id, opened=chat.prompt_opens_thinking
+            token_ids, chat.think_open_id, chat.think_close_id, opened=opened
         )
     else:
-        thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids)
+        thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids, opened)
     tags = {chat.think_open_id, chat.think_close_id}
     thinking = chat.tokenizer.decode([i for i in thinking_ids if i not in tags], skip_special_tokens=False)
     ends = {chat.end_of_turn, chat.tokenizer.eos_token_id, chat.tokenizer.pad_token_id}
@@ -67,12 +79,12 @@ def take_apart(chat: ChatFormat, token_ids: list[int]) -> Parts:
     )
 
 
-def _split_by_text(chat: ChatFormat, token_ids: list[int]) -> tuple[list[int], list[int], bool | None]:
+def _split_by_text(chat: ChatFormat, token_ids: list[int], opened: bool) -> tuple[list[int], list[int], bool | None]:
     """For tokenizers that spell the tags with several tokens: the shortest prefix whose text holds the last tag."""
     text: Any = lambda n: chat.tokenizer.decode(token_ids[:n], skip_special_tokens=False)  # noqa: E731
     whole = text(len(token_ids))
     if chat.think.closing not in whole:
-        thinking = chat.prompt_opens_thinking or chat.think.opening in whole
+        thinking = opened or chat.think.opening in whole
         return (token_ids, [], False) if thinking else ([], token_ids, None)
     if chat.think.opening in whole.rpartition(chat.think.closing)[2]:
         return token_ids, [], False  # opened again and never closed: what follows is no answer

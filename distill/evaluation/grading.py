@@ -1,70 +1,112 @@
-"""Outputs to grades: the answer alone is graded, never the reasoning, and what is not finished is wrong."""
+"""Outputs to grades: the answer alone is graded, never the reasoning, and what is not finished is wrong.
 
+Checkers that may hang or take all memory (`math`, `ifeval`) run in processes of their own, under limits; the quick ones
+run here: they take time linear in their texts and evaluate nothing. Longer texts than any that a model writes are cut.
+"""
+
+import importlib.metadata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from distill.evaluation.answers import Answer, take_apart
-from distill.evaluation.generate import Output
+from distill.errors import InputError
+from distill.evaluation.answers import Answer
+from distill.evaluation.audit import audit
+from distill.evaluation.judging import Judges
 from distill.evaluation.questions import Asked
-from distill.evaluation.subject import Subject
 from distill.flops import ModelShape
+from distill.serve.judge import JudgeSettings
+from distill.tasks.check_pool import LIMIT_S, MEMORY_BYTES, check_all
+from distill.tasks.ifeval import sentence_splitter
 from distill.tasks.problem import Problem
 from distill.tasks.task import Metric
+from distill.tasks.verdict import Verdict
 
-GRADING_VERSION = 1  # part of every key: raise it when the same output would get another grade
+GRADING_VERSION = 2  # part of every key: raise it when the same output would get another grade
+UNFINISHED = Verdict(False, "unfinished")
+_CHARACTERS = 1_000_000  # of an answer, at its end
+_LIBRARIES = {"math": ("math-verify", "sympy"), "ifeval": ("lm-eval", "langdetect", "nltk")}
 
 
 def grade(
-    asked: list[Asked], subject: Subject, prompts: dict[str, list[int]], outputs: dict[str, Output]
+    asked: Sequence[Asked], answers: Sequence[Answer], judges: Judges | None = None, *, processes: int | None = None
 ) -> list[Answer]:
-    """Take every output apart and grade its answer. Unfinished is wrong; reasoning is never graded."""
-    answers = []
-    for a in asked:
-        for problem in a.problems:
-            output = outputs[problem.id]
-            parts = take_apart(subject.chat, output.token_ids)
-            finished = output.finish_reason == "stop" and parts.closed
-            answers.append(
-                Answer(
-                    problem_id=problem.id,
-                    task=problem.task,
-                    prompt=problem.prompt,
-                    gold=problem.gold,
-                    token_ids=output.token_ids,
-                    thinking=parts.thinking,
-                    answer=parts.answer,
-                    prompt_tokens=len(prompts[problem.id]),
-                    thinking_tokens=parts.thinking_tokens,
-                    answer_tokens=parts.answer_tokens,
-                    thought=parts.thought,
-                    finished=finished,
-                    finish_reason=output.finish_reason,
-                    correct=finished and a.task.is_correct(problem, parts.answer),
-                    seconds=output.seconds,
-                )
-            )
-    return answers
+    """The answers with `correct`, `verdict`, `failure` and `scores`. Unfinished is wrong; reasoning is never graded; an
+    answer on which the checker comes to no end is wrong. `processes` run the slow checkers, one a core if not given.
+
+    Raises InputError when a task's answers cannot be graded, or judges do not answer.
+    """
+    checkers = {a.task.name: a.task.checker for a in asked}
+    verdicts = [UNFINISHED] * len(answers)
+    places: dict[str | None, list[int]] = defaultdict(list)  # by checker
+    for place, answer in enumerate(answers):
+        if answer.finished:
+            places[checkers[answer.task]].append(place)
+    for checker, mine in places.items():
+        if checker is None or (checker == "judge" and judges is None):
+            raise InputError(f"task {answers[mine[0]].task}: no checker or judge for its answers")
+        if checker == "judge":
+            for place, verdict in zip(mine, judges.judge([answers[p] for p in mine]), strict=True):
+                verdicts[place] = verdict
+            continue
+
+        def keep(number: int, verdict: Verdict, mine: list[int] = mine) -> None:
+            verdicts[mine[number]] = verdict
+
+        pairs = ((answers[p].gold, answers[p].answer[-_CHARACTERS:]) for p in mine)
+        check_all(checker, pairs, keep, processes=processes)
+    return [
+        replace(a, correct=v.correct, verdict=v.note, failure=v.failure, scores=dict(v.scores))
+        for a, v in zip(answers, verdicts, strict=True)
+    ]
+
+
+def grading_recipe(asked: Sequence[Asked], judges: Sequence[JudgeSettings] = ()) -> dict[str, Any]:
+    """All that grades depend on besides the answers and the tasks."""
+    checkers = {a.task.checker for a in asked} | ({"math"} if any(a.task.checker == "number" for a in asked) else set())
+    recipe: dict[str, Any] = {"version": GRADING_VERSION}
+    for checker in sorted(checkers & _LIBRARIES.keys()):
+        recipe |= {name: importlib.metadata.version(name) for name in _LIBRARIES[checker]}
+        recipe |= {"limit_s": LIMIT_S, "memory_bytes": MEMORY_BYTES}
+    if "ifeval" in checkers:
+        recipe["sentences"] = sentence_splitter()
+    if judges:
+        recipe["judges"] = [one.identity for one in judges]
+    return recipe
 
 
 def metric_columns(metric: Metric, problems: list[Problem], answers: list[Answer]) -> dict[str, np.ndarray]:
     """The rows of a metric as columns, one entry a question; an unfinished answer is graded as no answer."""
-    rows = [metric.rows(p, a.answer if a.finished else "") for p, a in zip(problems, answers, strict=True)]
+    rows = [
+        metric.rows(p, a.answer if a.finished else "", Verdict(a.correct, a.verdict, a.failure, a.scores))
+        for p, a in zip(problems, answers, strict=True)
+    ]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def summarise(asked: list[Asked], answers: list[Answer], shape: ModelShape) -> dict[str, Any]:
-    """By task: metrics, rates, token means and modelled FLOPs. Everything timed is under `measured`."""
+def summarise(
+    asked: list[Asked], answers: list[Answer], shape: ModelShape | None, judges: Judges | None = None
+) -> dict[str, Any]:
+    """By task: metrics, rates, token means, modelled FLOPs, how it was graded and the audit of that. What is timed is
+    under `measured`. Raises InputError when judges do not answer."""
     result = {}
+    problems = {problem.id: problem for a in asked for problem in a.problems}
     for a in asked:
         mine = [answer for answer in answers if answer.task == a.task.name]
+        theirs = [problems[answer.problem_id] for answer in mine]
         finished = [answer for answer in mine if answer.finished]
-        flops = sum(shape.generation_flops(x.prompt_tokens, x.thinking_tokens + x.answer_tokens) for x in mine)
+        flops = None  # of a model behind an endpoint nobody knows the shape
+        if shape is not None:
+            flops = sum(shape.generation_flops(x.prompt_tokens, x.thinking_tokens + x.answer_tokens) for x in mine)
         correct = sum(x.correct for x in mine)
         result[a.task.name] = {
-            "n_questions": len(mine),
+            "n_questions": len(a.problems),
+            "n_answers": len(mine),
             "n_correct": correct,
-            "metrics": {n: m.value(metric_columns(m, a.problems, mine)) for n, m in a.task.metrics.items()},
+            "metrics": {n: m.value(metric_columns(m, theirs, mine)) for n, m in a.task.metrics.items()},
             "unfinished_rate": 1 - len(finished) / len(mine),
             "think_rate": float(np.mean([x.thought for x in mine])),
             "accuracy_finished": float(np.mean([x.correct for x in finished])) if finished else None,
@@ -74,8 +116,21 @@ def summarise(asked: list[Asked], answers: list[Answer], shape: ModelShape) -> d
                 "answer": float(np.mean([x.answer_tokens for x in mine])),
                 "total": float(np.mean([x.thinking_tokens + x.answer_tokens for x in mine])),
             },
-            "flops_per_answer": flops / len(mine),
-            "flops_per_correct": flops / correct if correct else None,
+            "grading": _grading(a, mine, judges),
+            "audit": audit(a, mine, judges),
+            "flops_per_answer": flops / len(mine) if flops is not None else None,
+            "flops_per_correct": flops / correct if flops is not None and correct else None,
             "measured": {"mean_latency_seconds": float(np.mean([x.seconds for x in mine]))},
         }
     return result
+
+
+def _grading(asked: Asked, answers: list[Answer], judges: Judges | None) -> dict[str, Any]:
+    """By whom a task's answers were graded, and on how many the checker came to no end."""
+    failures = Counter(a.failure for a in answers if a.failure is not None)
+    said: dict[str, Any] = {"checker": asked.task.checker, "failures": dict(sorted(failures.items()))}
+    if asked.task.checker == "ifeval":
+        said["sentences"] = sentence_splitter()
+    if asked.task.checker == "judge" and judges is not None:
+        said["agreement"] = judges.agreement(answers)
+    return said

@@ -1,10 +1,12 @@
 """The questions of an evaluation, and the token ids they are asked with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distill.errors import InputError
+from distill.evaluation.gradable import check_gradable
 from distill.evaluation.settings import Questions
 from distill.evaluation.subject import Subject
+from distill.serve.judge import JudgeSettings
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
 from distill.tasks.task import Task
@@ -19,11 +21,27 @@ class Asked:
     problems: list[Problem]
 
 
-def ask(questions: list[Questions]) -> list[Asked]:
-    """The problems to be answered. Raises InputError for an unknown task or too many questions."""
+@dataclass(frozen=True)
+class Prompts:
+    """The token ids of every question, by problem id, and how they end."""
+
+    ids: dict[str, list[int]]
+    opened: bool = False  # inside a think block
+    as_text: bool = False  # not a chat: the answer is all of the text up to a stop
+    stop: tuple[str, ...] = ()
+    shots: dict[str, int] = field(default_factory=dict)  # examples before each question, by task
+
+
+def ask(questions: list[Questions], judges: tuple[JudgeSettings, ...] = ()) -> list[Asked]:
+    """The problems to be answered. Raises InputError for an unknown task, too many questions, or none to be graded."""
     asked = []
     for q in questions:
-        task = get_task(q.task)
+        task = get_task(q.task, q.data)
+        check_gradable(task, judges)
+        if (q.count is None or q.split == "all") and not hasattr(task, "places"):
+            raise InputError(
+                f"task {task.name}: say how many questions of which split; there is no list of all of them"
+            )
         asked.append(Asked(task, task.problems(q.split, q.count, q.seed)))
     return asked
 
@@ -31,12 +49,17 @@ def ask(questions: list[Questions]) -> list[Asked]:
 def prompt_ids(subject: Subject, asked: list[Asked], mode: Mode | None = None) -> dict[str, list[int]]:
     """Token ids of every question, by problem id, asked for `mode`. Raises InputError when one question is asked twice,
     and for a mode that the student does not know or needs."""
+    problems = distinct_problems(asked)
+    rows = subject.require_chat().prompt_ids([p.prompt for p in problems], mode)
+    return dict(zip([p.id for p in problems], rows, strict=True))
+
+
+def distinct_problems(asked: list[Asked]) -> list[Problem]:
+    """All problems in their order. Raises InputError when one question is asked twice."""
     problems = [problem for a in asked for problem in a.problems]
-    rows = subject.chat.prompt_ids([p.prompt for p in problems], mode)
-    ids = dict(zip([p.id for p in problems], rows, strict=True))
-    if len(ids) < len(problems):
+    if len({p.id for p in problems}) < len(problems):
         raise InputError("--tasks: the same task is named twice")
-    return ids
+    return problems
 
 
 def positions_needed(subject: Subject, prompts: dict[str, list[int]], max_tokens: int) -> int:

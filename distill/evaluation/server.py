@@ -24,12 +24,14 @@ def reachable_server(
     positions: int,
     threads: int | None,
     port: int | None,
+    arguments: tuple[str, ...] = (),
 ) -> Iterator[Endpoint]:
-    """The given endpoint, or a vLLM server of the subject for as long as the block lasts."""
+    """The given endpoint, or a vLLM server of the subject for as long as the block lasts. `arguments` are vLLM's."""
     if endpoint is not None:
         yield endpoint()
         return
     values = {"dtype": subject.dtype, "max_model_len": positions, "threads": threads, "port": port}
+    values["arguments"] = arguments
     settings = validate(ServerSettings, values, source="command line")
     with Server(str(subject.folder), settings, log) as server:
         yield server.endpoint

@@ -1,21 +1,27 @@
-"""Intervals: questions are resampled, and training seeds too where there are enough of them.
+"""Intervals of scores and of paired differences between arms.
 
-Two sources of chance, two intervals. The questions: a bootstrap, whose draws of questions serve every student that was
-asked them, so what is paired stays paired. For shares of right answers it is widened to hold the matching closed-form
-score interval, because a bootstrap of answers that are all right (or never differ) has no width at all: Wilson (1927) for
-one arm, Agresti & Min (2005) for a paired difference. The training seeds, where there are three or more: Student's t
-interval of the mean over seeds; drawing three seeds again and again would make it half as wide as it is. The two are
-added in quadrature on each side. With fewer seeds the interval speaks of these trained students only.
+Two sources of chance: the questions (`resampling.py`) and, with three or more of them, the training seeds
+(`seeds_and_questions.py`). With fewer seeds an interval speaks of these trained students only. Every metric is a share,
+and near the ends of its range, or where arms hardly differ, an estimated variance is too small or none at all, and
+chance is not symmetric. So what is known of the spread goes into an interval made for shares:
+
+- these students: Wilson's (1927), of as many independent answers as would have this variance (Korn & Graubard 1998,
+  Survey Methodology 24, 193-201);
+- an arm: of the logit, by the delta method; seeds that are drawn toward 1 differ less there, which Wilson's does not
+  know (at 95 % right and seeds far apart it covers 92.8 %, this 93.9 %);
+- a paired difference: Agresti & Min's (2005), of as many independent questions.
+
+No interval has zero width or leaves its range.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from distill.tasks.task import Columns, Metric
+from distill.evaluation.resampling import Sample
+from distill.evaluation.seeds_and_questions import Spread, spread
 
-RESAMPLES = 1000
 SEEDS_FOR_A_CLAIM = 3
 
 
@@ -29,35 +35,44 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One student on one metric: its value, the value on every resample of the questions, and, where the metric is a
-    share of right answers, which were right."""
+class Difference:
+    """A paired difference of two arms: its value, and the centre and spread of its interval."""
 
     value: float
-    draws: np.ndarray  # float64[RESAMPLES]
-    right: np.ndarray | None  # float64[questions], 0 or 1
+    centre: float
+    spread: Spread
 
+    def interval(self, confidence: float = 0.95) -> Interval:
+        half = self.spread.half_width(confidence)
+        low, high = max(self.centre - half, -1.0), min(self.centre + half, 1.0)
+        return Interval(self.value, float(min(low, self.value)), float(max(high, self.value)))
 
-def resample(metric: Metric, columns: Columns) -> Sample:
-    """Compute a metric on every resample. Students asked the same questions in the same order share the resamples."""
-    columns = {name: np.asarray(values) for name, values in columns.items()}
-    n = len(next(iter(columns.values())))
-    rng = np.random.default_rng(n)
-    weights = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
-    draws = np.array([metric.value(columns, sample_weight=w) for w in weights])
-    right = columns["correct"].astype(np.float64) if metric.name == "accuracy" else None
-    return Sample(metric.value(columns), draws, right)
+    @property
+    def p_value(self) -> float:
+        """Of no difference, reckoned as the interval is: below 5 % where the 95 % interval leaves 0 out."""
+        return self.spread.p_value(self.centre)
 
 
 def score(seeds: list[Sample], *, confidence: float = 0.95) -> Interval:
-    """A metric averaged over training seeds, one sample a seed."""
-    values = [s.value for s in seeds]
-    low, high = _percentiles([s.draws for s in seeds], confidence)
-    if seeds[0].right is not None:
-        n = len(seeds[0].right)
-        wilson = stats.binomtest(round(np.mean(values) * n), n).proportion_ci(confidence, method="wilson")
-        low, high = min(low, wilson.low), max(high, wilson.high)
-    return _with_seeds(values, low, high, confidence, least=0.0)
+    """A metric averaged over training seeds, one sample a seed.
+
+    With the half-width h of the normal interval: logit(p) +- h / (p (1 - p)) for an arm, and for these students
+    Wilson's interval of p (1 - p) (z / h)^2 answers. Where no variance was seen, Wilson's of as many as questions.
+    """
+    values, deviations = _table(seeds)
+    found = spread(values, deviations @ deviations.T, count_seeds=len(seeds) >= SEEDS_FOR_A_CLAIM)
+    value, z = float(values.mean()), float(special.ndtri(0.5 + confidence / 2))
+    half = found.half_width(confidence)
+    one = value * (1 - value)  # the variance of one answer
+    varies = half**2 > 1e-9 * one > 0
+    if varies and found.freedom:
+        low, high = special.expit(special.logit(value) + np.array([-1, 1]) * half / one)
+        return Interval(value, float(low), float(high))
+    n = one * (z / half) ** 2 if varies else seeds[0].questions
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * np.sqrt(max(one, 0.0) / n + (z / (2 * n)) ** 2)
+    low, high = max(centre - reach, 0.0), min(centre + reach, 1.0)
+    return Interval(value, float(min(low, value)), float(max(high, value)))
 
 
 def paired_difference(treatment: list[Sample], control: list[Sample], *, confidence: float = 0.95) -> Interval:
@@ -65,40 +80,32 @@ def paired_difference(treatment: list[Sample], control: list[Sample], *, confide
 
     Raises ValueError when the arms have different numbers of seeds: then there are no pairs.
     """
+    return difference(treatment, control).interval(confidence)
+
+
+def difference(treatment: list[Sample], control: list[Sample]) -> Difference:
+    """What `paired_difference` is the interval of, and `minimum_detectable_difference` the power of.
+
+    Agresti & Min add half an observation to each of the four cells of right and wrong: two of them, one of which
+    differs, half of it either way. Observations are questions; seeds that differ on other questions are worth up to
+    one each.
+    """
     if len(treatment) != len(control):
         raise ValueError(f"treatment has {len(treatment)} seeds and control {len(control)}; they are compared in pairs")
-    pairs = list(zip(treatment, control, strict=True))
-    low, high = _percentiles([t.draws - c.draws for t, c in pairs], confidence)
-    if treatment[0].right is not None and control[0].right is not None:
-        closed = _agresti_min(np.mean([t.right - c.right for t, c in pairs], axis=0), confidence)
-        low, high = min(low, closed[0]), max(high, closed[1])
-    return _with_seeds([t.value - c.value for t, c in pairs], low, high, confidence, least=-1.0)
+    (t_values, t_deviations), (c_values, c_deviations) = _table(treatment), _table(control)
+    values, deviations = t_values - c_values, t_deviations - c_deviations
+    S, Q, value = len(values), treatment[0].questions, float(values.mean())
+    covariance = deviations @ deviations.T
+    found = spread(values, covariance, count_seeds=S >= SEEDS_FOR_A_CLAIM)
+    within = float(np.diag(covariance).mean())  # the variance of one seed's difference
+    n = Q * float(np.clip(within / found.students, 1, S)) if found.students > 1e-12 * within else Q
+    centre = value * n / (n + 2)
+    square = Q * within + value**2  # the mean square of an observation
+    variance = ((square * n + 1) / (n + 2) - centre**2) / (n + 2)
+    questions = max(found.questions + variance - found.students, 0.0)
+    return Difference(value, centre, replace(found, questions=questions, students=variance))
 
 
-def _percentiles(draws: list[np.ndarray], confidence: float) -> tuple[float, float]:
-    """Of the mean over these students, on every resample of the questions."""
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(np.mean(draws, axis=0), [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _with_seeds(values: list[float], low: float, high: float, confidence: float, least: float) -> Interval:
-    """Add what training seeds contribute to the interval low..high of the mean of `values`, one a seed.
-
-    Every metric is a share, so nothing reaches past 1 or under `least`.
-    """
-    value, n, seeds = float(np.mean(values)), len(values), 0.0
-    if n >= SEEDS_FOR_A_CLAIM:
-        seeds = stats.t.ppf(0.5 + confidence / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
-    below, above = np.hypot(max(value - low, 0.0), seeds), np.hypot(max(high - value, 0.0), seeds)
-    return Interval(value, max(float(value - below), least), min(float(value + above), 1.0))
-
-
-def _agresti_min(difference: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Wald interval of a mean paired difference (by question, in -1..1) after adding half an observation to each of
-    the four cells: two questions more, of which one differs, half of it either way."""
-    n = len(difference) + 2
-    centre = difference.sum() / n
-    variance = max((np.square(difference).sum() + 1) / n - centre**2, 0.0) / n
-    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(variance)
-    return float(centre - half), float(centre + half)
+def _table(seeds: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """values[S] and deviations[S, ...] of these students."""
+    return np.array([s.value for s in seeds]), np.stack([s.deviations for s in seeds])

@@ -20,7 +20,8 @@ class Subject:
     """A student to be evaluated: a folder in Hugging Face layout, or of LoRA adapters in PEFT's."""
 
     folder: Path
-    chat: ChatFormat
+    tokenizer: Any
+    chat: ChatFormat | None  # None: the tokenizer has no chat template, and questions can only be put as text
     config: Any
     identity: dict[str, Any]
     shape: ModelShape
@@ -30,6 +31,14 @@ class Subject:
         """The checkpoint's own dtype: vLLM would turn fp32 into bf16, and then other answers come out."""
         name = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
         return name if name in DTYPES else "auto"
+
+    def require_chat(self) -> ChatFormat:
+        """Raises InputError where there is none."""
+        if self.chat is None:
+            raise InputError(
+                f"{self.folder}: the tokenizer has no chat template, which is needed to mark the assistant's turn"
+            )
+        return self.chat
 
 
 def load_subject(folder: Path) -> Subject:
@@ -53,4 +62,5 @@ def load_subject(folder: Path) -> Subject:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"{folder}: " + (f"the base of its adapters, {adapter.base}, " if adapter else "")
         raise InputError(f"{what}cannot be loaded ({reason})") from None
-    return Subject(folder, ChatFormat(tokenizer, ThinkFormat.load(folder), source=str(folder)), config, identity, shape)
+    chat = ChatFormat(tokenizer, ThinkFormat.load(folder), source=str(folder)) if tokenizer.chat_template else None
+    return Subject(folder, tokenizer, chat, config, identity, shape)

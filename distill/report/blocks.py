@@ -36,7 +36,8 @@ class Card:
     headline: str
     sentence: str
     facts: Sequence[tuple[str, str]] = ()
-    tone: Literal["yes", "no", "open"] = "open"  # a full, an empty and a half disc: told apart without colour
+    # A full, an empty and a half disc, told apart without colour; no disc.
+    tone: Literal["yes", "no", "open", "plain"] = "open"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Answer:
     label: str
     thinking: str
     answer: str
-    judgement: Literal["right", "wrong", "unfinished"]
+    judgement: Literal["right", "wrong", "unfinished", "unjudged"]
     note: str = ""
     role: str = "ink"
 
@@ -124,6 +125,35 @@ class Example:
     prompt: str
     gold: str
     answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A filter: its name, and the values that an entry of a list may have."""
+
+    name: str
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An example in a list. `values[i]` are the places of its values in the list's i-th choice."""
+
+    example: Example
+    values: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Examples to look through, filtered by `choices` and by words; long texts are folded, and cut in the middle.
+
+    The one block with a script (browse.js): it only hides what the reader filters out, so without it all are shown.
+    """
+
+    macro: ClassVar = "browser"
+    choices: Sequence[Choice]
+    entries: Sequence[Entry]
+    text_limit: int = 20_000  # characters of one text that are shown
 
 
 @dataclass(frozen=True)
@@ -165,7 +195,7 @@ class Checks:
     checks: Sequence[Check]
 
 
-Block = Text | Notice | Cards | Table | Figure | Example | KeyValues | Code | Checks
+Block = Text | Notice | Cards | Table | Figure | Example | Browser | KeyValues | Code | Checks
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,8 @@ def _contrasts_table(results: dict) -> Table:
             c.get("verdict") or DASH,
             _with_interval(c.get("difference_points"), lambda value: signed(value)),
             ", ".join(signed(value) for value in c.get("per_seed") or ()) or DASH,
+            Cell(_p(c.get("p_value")), "" if c.get("p_holm") is None else _p(c["p_holm"])),
+            fixed(c.get("detectable_points")),
             c.get("matched_on") or DASH,
             times(c.get("token_factor")),
             times(c.get("flops_factor")),
@@ -172,12 +174,14 @@ def _contrasts_table(results: dict) -> Table:
         "Verdict",
         Cell("Difference", "points [interval]"),
         Cell("By seed", "points"),
+        Cell("p", "after Holm"),
+        Cell("Could be seen", "points"),
         "Matched on",
         Cell("Tokens", "per answer"),
         Cell("FLOPs", "per answer"),
         Cell("Tokens", "in training"),
     ]
-    return Table("Declared contrasts", columns, [Group(rows)] if rows else [], prose=frozenset({1, 4}))
+    return Table("Declared contrasts", columns, [Group(rows)] if rows else [], prose=frozenset({1, 6}))
 
 
 def _training_table(results: dict) -> Table:
@@ -326,6 +330,10 @@ def _with_interval(value: dict | None, write=percent) -> Cell:
     low, high = pick(value, "low"), pick(value, "high")
     note = f"[{write(low)}, {write(high)}]" if low is not None and high is not None else ""
     return Cell(write(pick(value, "value")), note)
+
+
+def _p(value: float | None) -> str:
+    return "<0.001" if value is not None and value < 0.001 else fixed(value, 3)
 
 
 def _per_correct(write, cost: dict | None, answer: str, correct: str) -> Cell:

@@ -161,6 +161,9 @@ def _margin(results: dict) -> Check | None:
         f"The margin is {fixed(margin)} points; the widest interval behind a verdict is {fixed(width)} points wide "
         f"({widest['id']}, {count(widest.get('n_questions'))} questions, {count(widest.get('n_seeds'))} seeds)."
     )
+    seen = [c["detectable_points"] for _, c in intervals if c.get("detectable_points") is not None]
+    if seen:
+        text += f" Differences under {fixed(max(seen))} points could not be relied on to be seen (80\u00a0% power)."
     if open_ones:
         text += (
             f" Too wide to decide {_listed(open_ones)}: more questions or seeds are needed, and no difference was shown "

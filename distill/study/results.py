@@ -19,10 +19,13 @@ from distill.artifact import Artifact, read_json
 from distill.evaluation.answer_file import read_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.grading import metric_columns
+from distill.evaluation.power import minimum_detectable_difference
 from distill.evaluation.questions import Asked, ask
+from distill.evaluation.resampling import Sample, resample
 from distill.evaluation.server import engine_version
 from distill.evaluation.settings import Questions
-from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, Sample, paired_difference, resample, score
+from distill.evaluation.significance import holm, sign_flip_test, swap_test
+from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, difference, score
 from distill.flops import Hardware, hardware
 from distill.study.cells import Cell, cells
 from distill.study.settings import ArmRow, ContrastRow, StudySettings
@@ -86,6 +89,7 @@ def build_results(
         for metric in a.task.metrics
         if _common_seeds(found, size.name, row)
     ]
+    _correct_p_values(contrasts)
     primary = [c for c in contrasts if c["primary"]]
     return {
         "schema": SCHEMA,
@@ -150,13 +154,17 @@ class _Found:
         key = (a.task.name, metric)
         if key not in self._resampled:
             self._resampled[key] = {
-                seed: resample(
-                    a.task.metrics[metric],
-                    metric_columns(a.task.metrics[metric], a.problems, member.answers[a.task.name]),
-                )
-                for seed, member in self.members.items()
+                seed: resample(a.task.metrics[metric], columns)
+                for seed, columns in zip(self.members, self.columns(a, metric), strict=True)
             }
         return [self._resampled[key][seed] for seed in (self.members if seeds is None else seeds)]
+
+    def columns(self, a: Asked, metric: str, seeds: list[int] | None = None) -> list[dict[str, np.ndarray]]:
+        """The graded rows of a metric, one table a seed."""
+        return [
+            metric_columns(a.task.metrics[metric], a.problems, self.members[seed].answers[a.task.name])
+            for seed in (self.members if seeds is None else seeds)
+        ]
 
     def describe(self, confidence: float) -> dict[str, Any]:
         counted = ("flops", "tokens", "supervised_tokens", "examples", "steps")
@@ -246,8 +254,15 @@ def _contrast(
     treatment, control = found[f"{size}-{row.treatment}"], found[f"{size}-{row.control}"]
     seeds = _common_seeds(found, size, row)
     samples = treatment.samples(a, metric, seeds), control.samples(a, metric, seeds)
-    points = _points(paired_difference(*samples, confidence=settings.confidence))
+    between = difference(*samples)
+    points = _points(between.interval(settings.confidence))
+    detectable = minimum_detectable_difference(between.spread, confidence=settings.confidence)
     per_seed = [100 * (t.value - c.value) for t, c in zip(*samples, strict=True)]
+    if all(sample.scores is not None for sample in (*samples[0], *samples[1])):
+        p_students = sign_flip_test(np.mean([t.scores - c.scores for t, c in zip(*samples, strict=True)], axis=0))
+    else:
+        tables = treatment.columns(a, metric, seeds), control.columns(a, metric, seeds)
+        p_students = swap_test(a.task.metrics[metric], *tables)
     factor = lambda value: treatment.mean(value, seeds) / control.mean(value, seeds)  # noqa: E731
     answered = lambda m: m.evaluation.summary[a.task.name]  # noqa: E731
     in_general = "reasoning" if _on_reasoning(treatment.cell.arm, control.cell.arm) else "these arms"
@@ -260,6 +275,9 @@ def _contrast(
         "control": control.cell.id,
         "matched_on": _matched_on(treatment.cell.arm, control.cell.arm),
         "difference_points": asdict(points),
+        "p_value": between.p_value if len(seeds) >= SEEDS_FOR_A_CLAIM else p_students,
+        "p_value_students": p_students,
+        "detectable_points": 100 * detectable,
         "per_seed": per_seed,
         "n_seeds": len(seeds),
         "n_questions": len(a.problems),
@@ -272,6 +290,16 @@ def _contrast(
     }
     said = sentence(contrast, settings.margin_points, settings.confidence, on_reasoning=in_general == "reasoning")
     return contrast | {"sentence": said}
+
+
+def _correct_p_values(contrasts: list[dict[str, Any]]) -> None:
+    """Add `p_holm`: over the contrasts that decide a verdict, one a task, for these; over all declared for the others."""
+    corrected = holm([c["p_value"] for c in contrasts])
+    primary = [i for i, c in enumerate(contrasts) if c["primary"]]
+    for i, p in zip(primary, holm([contrasts[i]["p_value"] for i in primary]), strict=True):
+        corrected[i] = p
+    for contrast, p in zip(contrasts, corrected, strict=True):
+        contrast["p_holm"] = p
 
 
 def _on_reasoning(treatment: ArmRow, control: ArmRow) -> bool:

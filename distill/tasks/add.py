@@ -7,8 +7,6 @@
 Lengths are uniform as far as distinct prompts last: there are only 100 of length 2. Digit strings may start with 0.
 """
 
-from distill.tasks.answers import exact_match
-from distill.tasks.problem import Problem
 from distill.tasks.procedural import ProceduralTask
 
 LENGTHS = range(2, 9)
@@ -20,6 +18,7 @@ class Add(ProceduralTask):
     name = "add"
     revision = "1"
     answer_format = "open"
+    checker = "exact"
     strata = tuple(10**length for length in LENGTHS)
 
     def prompt(self, stratum: int, index: int) -> str:
@@ -31,6 +30,3 @@ class Add(ProceduralTask):
             total += int(digit)
             steps.append(f"{digit}:{total}")
         return ",".join(steps), str(total)
-
-    def is_correct(self, problem: Problem, answer: str) -> bool:
-        return exact_match(problem.gold, answer)

@@ -7,16 +7,18 @@
 A file is split 80/10/10 by a hash of the prompt.
 """
 
+from os.path import isdir  # of a Path it would raise for a name that is too long
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
-from distill.tasks.answers import option_letter
+from distill.tasks.checkers import check
 from distill.tasks.file_task import FileTask, Worked, read_worked, split_by_hash
 from distill.tasks.jsonl import text_field
 from distill.tasks.problem import Problem
 
 LETTERS = "ABCDEFGHIJ"
+CHECKER = "choice"
 
 
 def parse_row(row: dict[str, Any], where: str) -> Worked:
@@ -40,10 +42,10 @@ def parse_row(row: dict[str, Any], where: str) -> Worked:
 
 def is_correct(problem: Problem, answer: str) -> bool:
     """The chosen letter is the correct one."""
-    return option_letter(answer) == problem.gold
+    return check("choice", problem.gold, answer).correct
 
 
 def load(path: Path) -> FileTask:
     """The task in a file, or in the dev.json of a folder. Raises InputError."""
-    file = path / "dev.json" if path.is_dir() else path
-    return FileTask("aqua", "choice", [file], list(split_by_hash(read_worked(file, parse_row))), is_correct)
+    file = path / "dev.json" if isdir(path) else path
+    return FileTask("aqua", "choice", [file], list(split_by_hash(read_worked(file, parse_row))), "choice")

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from distill.artifact import file_sha256
 from distill.errors import InputError
-from distill.tasks.jsonl import parse_object, raw_lines
+from distill.tasks.jsonl import parse_object, printable, raw_lines
 from distill.tasks.problem import AnswerFormat, Problem, Split
-from distill.tasks.task import accuracy, check_request, split_of, too_few
+from distill.tasks.task import ACCURACY, CheckedByName, check_request, split_of, too_few
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Worked:
 ParseRow = Callable[[dict[str, Any], str], Worked]  # (row, "file:line") -> Worked; raises InputError
 
 
-class FileTask:
+class FileTask(CheckedByName):
     """A question that stands in the files twice is one problem; the first one counts, and test before train."""
 
     def __init__(
@@ -33,13 +33,13 @@ class FileTask:
         answer_format: AnswerFormat,
         files: list[Path],
         worked: Iterable[tuple[Split, Worked]],
-        is_correct: Callable[[Problem, str], bool],
+        checker: str,
     ):
         self.name = name
         self.answer_format = answer_format
-        self.revision = "2 " + " ".join(file_sha256(file) for file in files)
-        self.is_correct = is_correct
-        self.metrics = {"accuracy": accuracy(is_correct)}
+        self.revision = "3 " + " ".join(file_sha256(file) for file in files)
+        self.checker = checker
+        self.metrics = {"accuracy": ACCURACY}
         self._reasoning: dict[str, str] = {}
         self._problems: dict[Split, list[Problem]] = {split: [] for split in get_args(Split)}
         for split, row in worked:
@@ -51,9 +51,12 @@ class FileTask:
     def distinct_prompts(self) -> int:
         return len(self._reasoning)
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        check_request(split, count)
+    def problems(self, split: Split, count: int | None, seed: int) -> list[Problem]:
+        """As every task; with None all of a split, in the order of the file."""
+        check_request(split, 1 if count is None else count)
         pool = list(self._problems[split])
+        if count is None:
+            return pool
         if count > len(pool):
             raise too_few(self.name, split, count, str(len(pool)))
         random.Random(f"{self.name} {split} {seed}").shuffle(pool)
@@ -69,7 +72,7 @@ class FileTask:
 def read_worked(path: Path, parse_row: ParseRow) -> Iterator[Worked]:
     """Every row of a JSONL file. Raises InputError that names file, line and field."""
     for line, raw in raw_lines(path):
-        where = f"{path}:{line}"
+        where = f"{printable(path)}:{line}"
         yield parse_row(parse_object(raw, where), where)
 
 

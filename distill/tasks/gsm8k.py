@@ -9,16 +9,19 @@ prompt, is validation. A single file is split 80/10/10 by the same hash.
 
 import re
 from itertools import chain
+from os.path import isdir  # of a Path it would raise for a name that is too long
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
 from distill.tasks.answers import final_number
+from distill.tasks.checkers import check
 from distill.tasks.file_task import FileTask, Worked, read_worked, split_by_hash
 from distill.tasks.jsonl import text_field
 from distill.tasks.problem import Problem
 from distill.tasks.task import split_of
 
+CHECKER = "number"
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*+>>")
 
 
@@ -38,14 +41,13 @@ def parse_row(row: dict[str, Any], where: str) -> Worked:
 
 def is_correct(problem: Problem, answer: str) -> bool:
     """Equal as numbers: commas, $, trailing zeros and units do not matter."""
-    number = final_number(answer)
-    return number is not None and number == final_number(problem.gold)
+    return check("number", problem.gold, answer).correct
 
 
 def load(path: Path) -> FileTask:
     """The task in a folder or a single file. Raises InputError."""
-    if not path.is_dir():
-        return FileTask("gsm8k", "open", [path], list(split_by_hash(read_worked(path, parse_row))), is_correct)
+    if not isdir(path):
+        return FileTask("gsm8k", "open", [path], list(split_by_hash(read_worked(path, parse_row))), CHECKER)
     files = [path / "test.jsonl", path / "train.jsonl"]
     for file in files:
         if not file.is_file():
@@ -57,4 +59,4 @@ def load(path: Path) -> FileTask:
         ("validation" if split_of(worked.problem.prompt) == "validation" else "train", worked)
         for worked in read_worked(files[1], parse_row)
     )
-    return FileTask("gsm8k", "open", files, list(chain(test, train)), is_correct)
+    return FileTask("gsm8k", "open", files, list(chain(test, train)), CHECKER)

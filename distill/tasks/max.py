@@ -5,8 +5,6 @@ reasoning  A3:A3,B9:B9,C5:B9,D1:B9       each option, a colon, the largest so fa
 answer     B
 """
 
-from distill.tasks.answers import option_letter
-from distill.tasks.problem import Problem
 from distill.tasks.procedural import ProceduralTask, mixed_radix
 
 OPTIONS = "ABCD"
@@ -16,8 +14,9 @@ class Max(ProceduralTask):
     """The largest of four different digits."""
 
     name = "max"
-    revision = "2"
+    revision = "3"
     answer_format = "choice"
+    checker = "choice"
     strata = (10 * 9 * 8 * 7,)
 
     def prompt(self, stratum: int, index: int) -> str:
@@ -32,6 +31,3 @@ class Max(ProceduralTask):
                 largest = option
             steps.append(f"{option}:{largest}")
         return ",".join(steps), largest[0]
-
-    def is_correct(self, problem: Problem, answer: str) -> bool:
-        return option_letter(answer) == problem.gold

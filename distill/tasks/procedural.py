@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterator
 
 from distill.tasks.problem import AnswerFormat, Problem, Split
-from distill.tasks.task import Metric, accuracy, check_request, split_of, too_few
+from distill.tasks.task import ACCURACY, CheckedByName, Metric, check_request, split_of, too_few
 
 
-class ProceduralTask:
+class ProceduralTask(CheckedByName):
     """Base of the embedded families. A family gives the class attributes, `prompt` and `solve_prompt`."""
 
     name: str
@@ -20,7 +20,7 @@ class ProceduralTask:
     strata: tuple[int, ...]  # how many prompts each stratum has
 
     def __init__(self) -> None:
-        self.metrics: dict[str, Metric] = {"accuracy": accuracy(self.is_correct)}
+        self.metrics: dict[str, Metric] = {"accuracy": ACCURACY}
 
     def prompt(self, stratum: int, index: int) -> str:
         """Prompt number `index` of a stratum; different for every (stratum, index)."""
@@ -28,9 +28,6 @@ class ProceduralTask:
 
     def solve_prompt(self, prompt: str) -> tuple[str, str]:
         """(reasoning, answer) worked out from the text of the prompt."""
-        raise NotImplementedError
-
-    def is_correct(self, problem: Problem, answer: str) -> bool:
         raise NotImplementedError
 
     @property

@@ -15,13 +15,14 @@ The rules, in the order in which the reasoning applies them:
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-from distill.tasks.answers import exact_match, final_answer
+from distill.tasks.answers import final_answer
+from distill.tasks.metrics import rouge_l
 from distill.tasks.problem import Problem
 from distill.tasks.procedural import ProceduralTask, mixed_radix
-from distill.tasks.task import Columns, Metric, accuracy, weighted_mean
+from distill.tasks.task import ACCURACY, Columns, Metric
+from distill.tasks.verdict import Verdict
 
 FIRST_WORDS = (
     *("nova", "acme", "orion", "delta", "zenith", "lumen", "cobalt", "maple"),
@@ -48,9 +49,6 @@ _HEAD = (len(FIRST_WORDS), len(SECOND_WORDS), len(_PLANS), len(LATE_DAYS))
 _PLAIN = (*_HEAD, len(_KEYWORDS), 5, *[len(FILLERS)] * 4)
 _NEGATED = (*_HEAD, len(_KEYWORD_PAIRS), 4, 3, *[len(FILLERS)] * 2)
 
-# A student may run on; what it wrote beyond this cannot raise a ROUGE-L score, whose cost is length times length.
-_ROUGE_CHARACTERS = 10_000
-
 
 class Record(ProceduralTask):
     """Labels and a name from a templated business record."""
@@ -58,13 +56,14 @@ class Record(ProceduralTask):
     name = "record"
     revision = "1"
     answer_format = "extraction"
+    checker = "exact"
     strata = (math.prod(_PLAIN), math.prod(_NEGATED))
 
     def __init__(self) -> None:
         self.metrics = {
-            "accuracy": accuracy(self.is_correct),
+            "accuracy": ACCURACY,
             "macro_f1": Metric("macro_f1", rows=_label_row, value=_macro_f1),
-            "rouge_l": Metric("rouge_l", rows=_rouge_row, value=weighted_mean("rouge_l")),
+            "rouge_l": rouge_l([]),
         }
 
     def prompt(self, stratum: int, index: int) -> str:
@@ -99,9 +98,6 @@ class Record(ProceduralTask):
         steps += [f"{plan} {limit}", f"{late}{'>' if risk == 'risk' else '<='}{limit}:{risk}"]
         return ",".join(steps), f"{first} {second} {category} {risk}"
 
-    def is_correct(self, problem: Problem, answer: str) -> bool:
-        return exact_match(problem.gold, answer)
-
 
 def _label(text: str) -> int:
     """Which of LABELS the last two words are; -1, a class of its own that is never right, when they are none."""
@@ -109,7 +105,7 @@ def _label(text: str) -> int:
     return LABELS.index(label) if label in LABELS else -1
 
 
-def _label_row(problem: Problem, answer: str) -> dict[str, float]:
+def _label_row(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
     return {"gold_label": _label(problem.gold), "label": _label(final_answer(answer))}
 
 
@@ -130,15 +126,3 @@ def _macro_f1(columns: Columns, sample_weight: Sequence[float] | None = None) ->
         sample_weight=sample_weight,
     )
     return float(score)
-
-
-@cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"])
-
-
-def _rouge_row(problem: Problem, answer: str) -> dict[str, float]:
-    text = final_answer(answer)[:_ROUGE_CHARACTERS]
-    return {"rouge_l": _rouge_scorer().score(problem.gold, text)["rougeL"].fmeasure}

@@ -1,12 +1,16 @@
 """Tasks by name."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from distill.errors import InputError, unknown_name
 from distill.tasks import aqua, gsm8k
 from distill.tasks.add import Add
+from distill.tasks.benchmark import BENCHMARKS, load_benchmark
+from distill.tasks.benchmark_task import open_benchmark
 from distill.tasks.max import Max
+from distill.tasks.questions import OwnTask, QuestionFile
 from distill.tasks.record import Record
 from distill.tasks.task import Task
 
@@ -15,20 +19,40 @@ FILE_BACKED: dict[str, Callable[[Path], Task]] = {"gsm8k": gsm8k.load, "aqua": a
 TASKS = (*EMBEDDED, *FILE_BACKED)
 
 
-def get_task(name: str, path: Path | None = None) -> Task:
-    """A task by name. File-backed ones need a path: `get_task("gsm8k", path)` or `get_task("gsm8k:PATH")`.
+@cache
+def known_checker(task: str) -> str | None:
+    """The checker of the task of that name, without its files; None for questions of your own."""
+    if task in EMBEDDED:
+        return EMBEDDED[task]().checker
+    if task in FILE_BACKED:
+        return {"gsm8k": gsm8k.CHECKER, "aqua": aqua.CHECKER}[task]
+    return load_benchmark(task).checker if task in BENCHMARKS else None
 
-    Raises InputError for an unknown name, a missing path or a file that cannot be read.
+
+def get_task(name: str, source: Path | QuestionFile | None = None) -> Task:
+    """A task by name. Those of a known file need its path: `get_task("gsm8k", path)` or `get_task("gsm8k:PATH")`.
+
+    A benchmark is its name or its file, `mine.yaml`, and has a path only for rows that are not the published ones.
+    `gsm8k` is the task of a file to train on; the benchmark of that name is `gsm8k.yaml`.
+    Questions of your own come under any name that is not taken: `get_task("mine", QuestionFile(path=...))`. Raises
+    InputError for an unknown name, a missing path or a file that cannot be read.
     """
+    if isinstance(source, QuestionFile):
+        if name in TASKS:
+            raise InputError(f"task {name}: the name is taken; questions of your own need another")
+        return OwnTask(name, source)
     name, colon, rest = name.partition(":")
-    if colon:
-        path = Path(rest)
+    path = Path(rest) if colon else source
     if name in EMBEDDED and path is None:
         return EMBEDDED[name]()
     if name in EMBEDDED:
         raise InputError(f"task {name}: takes no path, found {str(path)!r}")
+    if name not in FILE_BACKED and (name in BENCHMARKS or Path(name).suffix in (".yaml", ".yml")):
+        if colon and not rest:
+            raise InputError(f"task {name}: no rows after the colon; expected {name}:PATH, or {name} alone")
+        return open_benchmark(name, path)
     if name not in FILE_BACKED:
-        raise unknown_name("task", name, TASKS)
+        raise unknown_name("task", name, {*TASKS, *BENCHMARKS})
     if path is None or (colon and not rest):
         raise InputError(f"task {name}: needs a file, written {name}:PATH")
     return FILE_BACKED[name](path)

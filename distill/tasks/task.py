@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 from distill.errors import InputError, unknown_name
+from distill.tasks.checkers import QUICK, check
 from distill.tasks.problem import AnswerFormat, Problem, Split
+from distill.tasks.verdict import Verdict
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -20,18 +22,19 @@ Columns = Mapping[str, Sequence[Any]]
 class Metric:
     """A score over many graded answers, in two steps, so that a bootstrap grades once and resamples many times.
 
-    `rows(problem, answer)` grades one answer: a small dict of numbers, one row of a table. An unfinished answer is
-    graded as the empty string. `value(columns, sample_weight)` is the score of that table: columns of n numbers and,
-    for a resample, how often each of the n rows was drawn (None: once each). It is NaN for no rows.
+    `rows(problem, answer, verdict)` are the numbers of one answer, one row of a table; `verdict` is what the task's
+    checker said of it. An unfinished answer is the empty string. `value(columns, sample_weight)` is the score of that
+    table: columns of n numbers and, for a resample, how often each of the n rows was drawn (None: once each). It is NaN
+    for no rows.
     """
 
     name: str
-    rows: Callable[[Problem, str], dict[str, float]]
+    rows: Callable[[Problem, str, Verdict], dict[str, float]]
     value: Callable[..., float]
 
-    def score(self, problems: Sequence[Problem], answers: Sequence[str]) -> float:
+    def score(self, problems: Sequence[Problem], answers: Sequence[str], verdicts: Sequence[Verdict]) -> float:
         """The value over these answers."""
-        rows = [self.rows(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+        rows = [self.rows(*one) for one in zip(problems, answers, verdicts, strict=True)]
         return self.value({name: [row[name] for row in rows] for name in rows[0]}) if rows else math.nan
 
 
@@ -48,13 +51,12 @@ def weighted_mean(column: str) -> Callable[..., float]:
     return value
 
 
-def accuracy(is_correct: Callable[[Problem, str], bool]) -> Metric:
-    """The share of answers that the checker accepts: the primary metric of every task."""
-    return Metric(
-        "accuracy",
-        rows=lambda problem, answer: {"correct": float(is_correct(problem, answer))},
-        value=weighted_mean("correct"),
-    )
+# The share of answers that the checker accepts: the primary metric of every task.
+ACCURACY = Metric(
+    "accuracy",
+    rows=lambda problem, answer, verdict: {"correct": float(verdict.correct)},
+    value=weighted_mean("correct"),
+)
 
 
 class Task(Protocol):
@@ -63,6 +65,7 @@ class Task(Protocol):
     name: str
     revision: str  # changes when the same call would give other problems, solutions or grades
     answer_format: AnswerFormat
+    checker: str | None  # a name in checkers.CHECKERS, or "judge"; None: answers are not graded
     distinct_prompts: int | None  # over all splits
     metrics: dict[str, Metric]  # "accuracy" first
 
@@ -76,7 +79,22 @@ class Task(Protocol):
         """(reasoning, answer) of the embedded teacher."""
 
     def is_correct(self, problem: Problem, answer: str) -> bool:
-        """Whether `answer`, the text after the reasoning, is right. Safe and quick on any text."""
+        """Whether `answer`, the text after the reasoning, is right. Safe and quick on any text.
+
+        Raises InputError where the checker needs processes or models of its own.
+        """
+
+
+class CheckedByName:
+    """Base of tasks whose `checker` is the name of one."""
+
+    name: str
+    checker: str
+
+    def is_correct(self, problem: Problem, answer: str) -> bool:
+        if self.checker not in QUICK:
+            raise InputError(f"task {self.name}: checker {self.checker} needs a process or model of its own")
+        return check(self.checker, problem.gold, answer).correct
 
 
 def split_of(prompt: str) -> Split:

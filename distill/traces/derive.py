@@ -3,23 +3,24 @@
     with deriving(source, out, {"step": "verify", ...}) as new:
         if new.finished:
             return new.finished
-        ...                                            # look at new.pairs; a journal may stand in new.path
+        ...                                            # look at new.pairs(); a journal may stand in new.path
         return new.commit(lambda index, pair: ..., {"judged": n})
 
-Rows that were set aside before stay so, order is kept, and a teacher's stored distributions follow their pairs.
+Rows that were set aside before stay so, order is kept, and a teacher's stored distributions follow their pairs. Rows go
+from one set to the other one at a time: a set of any size needs the memory of a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from heapq import merge as merge_sorted
 from pathlib import Path
 from typing import Any
 
 from distill import artifact
 from distill.artifact import Artifact, Workspace, workspace
 from distill.errors import InputError
-from distill.traces.store import KIND, MADE_BY, Rejected, read_pairs, read_rejected, write_pairs
+from distill.traces.store import KIND, MADE_BY, PAIRS, REJECTED, Rejected, iter_pairs, iter_rejected, write_pairs
 from distill.traces.top_k import read_top_k, top_k_file, write_top_k
 from distill.traces.trace import MODES, Pair
 
@@ -42,10 +43,9 @@ class Derivation:
         """The folder being made."""
         return self.space.path
 
-    @cached_property
-    def pairs(self) -> list[Pair]:
-        """Those of the source."""
-        return read_pairs(self.source.path)
+    def pairs(self) -> Iterator[Pair]:
+        """Those of the source, in order."""
+        return iter_pairs(self.source.path)
 
     def commit(
         self,
@@ -56,11 +56,20 @@ class Derivation:
     ) -> Artifact:
         """Write `change(index, pair)` in place of every pair of the source, and finish. Raises InputError when no pair
         is left. `remove` names entries of the folder, such as a journal, that are no part of the result."""
-        changed = [change(index, pair) for index, pair in enumerate(self.pairs)]
-        kept = [index for index, row in enumerate(changed) if isinstance(row, Pair)]
+        kept: list[int] = []
+
+        def changed() -> Iterator[Pair | Rejected]:
+            for index, pair in enumerate(self.pairs()):
+                row = change(index, pair)
+                if isinstance(row, Pair):
+                    kept.append(index)
+                yield row
+
+        # Both files of a set have their rows as they were asked: by question, then by sample.
+        rows = merge_sorted(changed(), iter_rejected(self.source.path), key=lambda row: (row.place, row.sample))
+        counts = write_pairs(self.path, rows)
         if not kept:
-            raise InputError(f"{self.source.path}: no pair would be left of {len(changed)}")
-        counts = write_pairs(self.path, in_order([*changed, *read_rejected(self.source.path)]))
+            raise InputError(f"{self.source.path}: no pair would be left of {self.source.summary['pairs']}")
         files = read_top_k(self.source.path)
         for mode in MODES if files else ():
             file = files[mode]
@@ -77,18 +86,19 @@ class Derivation:
         return self.space.commit(counts | questions | carried | summary, remove=remove)
 
 
-def in_order(rows: Iterable[Pair | Rejected]) -> list[Pair | Rejected]:
-    """Rows as they were asked: by question, then by sample."""
-    return sorted(rows, key=lambda row: (row.place, row.sample))
-
-
 @contextmanager
 def deriving(source: Path, out: Path, step: dict[str, Any]) -> Iterator[Derivation]:
     """Open `out` to make the trace set that `step` makes of the one at `source`, or to find it already made.
 
-    The key depends on the source's key and files and on `step`. Raises InputError as artifact.read and workspace do.
+    The key depends on the source's key, recipe and files and on `step`; so a manifest says how a set was made from the
+    start. Raises InputError as artifact.read and workspace do.
     """
     made = artifact.read(source, KIND, made_by=MADE_BY)
+    if out.exists() and out.samefile(source):
+        raise InputError(f"{out}: is the set that is read; a new one is made of it in another folder")
     files = {name: file["sha256"] for name, file in made.files.items()}
-    with workspace(out, KIND, {"version": VERSION, "source": made.key, "files": files, **step}) as space:
+    origin = {"source": made.key, "source_recipe": made.recipe, "files": files}
+    with workspace(out, KIND, {"version": VERSION, **origin, **step}, expendable=(PAIRS, REJECTED)) as space:
+        if not space.finished:
+            made.verify()
         yield Derivation(made, space)

@@ -22,11 +22,16 @@ FAULTS = {
     "bad_unicode": "text that is not valid Unicode",
     "held_out": "a question of the validation or test split",
     "repeated": "a question that stands in the source already",
+    "unpaired": "no answer to the question in the other mode",
     "duplicate": "the question of an earlier pair",
     "near_duplicate": "nearly the question of an earlier pair",
     "contaminated": "a question of an evaluation set",
     "outlier": "of another language or length than the rest",
 }
+
+# What can be done about it, to be added to the fault.
+_SWITCH = "; --thinking says how this teacher's reasoning is switched on and off"
+HINTS = {"truncated": "; --max-tokens is the limit", "reasoning_in_ift": _SWITCH, "no_reasoning": _SWITCH}
 
 
 def split_think(text: str) -> tuple[str, str, str | None]:

@@ -23,21 +23,28 @@ class Answer:
 
 def pair_or_rejected(
     problem: Problem,
-    reasoning: Answer,
-    ift: Answer,
+    reasoning: Answer | None,
+    ift: Answer | None,
     is_correct: Callable[[Problem, str], bool] | None,
     *,
     source: str = "",
+    place: int = 0,
+    sample: int = 0,
 ) -> Pair | Rejected:
-    """A fault in either mode rejects both. A pair is labelled by the task's checker where there is one."""
-    for mode, answer in (("reasoning", reasoning), ("ift", ift)):
-        if answer.fault:
-            detail = answer.detail or FAULTS[answer.fault]
-            return Rejected(answer.fault, mode, detail, source, problem, reasoning.trace, ift.trace)
-    if is_correct is None:
-        return Pair(problem, reasoning.trace, ift.trace)
-    return Pair(
-        problem,
-        replace(reasoning.trace, verified=is_correct(problem, reasoning.trace.answer)),
-        replace(ift.trace, verified=is_correct(problem, ift.trace.answer)),
-    )
+    """A fault in either mode rejects both, and so does an answer that was not asked for (None). A pair is labelled by
+    the task's checker where there is one."""
+    answers = {"reasoning": reasoning, "ift": ift}
+    traces = {mode: answer and answer.trace for mode, answer in answers.items()}
+    faults = [(answer.fault, mode, answer.detail) for mode, answer in answers.items() if answer and answer.fault]
+    faults += [("not_asked", mode, "") for mode, answer in answers.items() if answer is None]
+    if faults:
+        fault, mode, detail = faults[0]
+        detail = detail or FAULTS[fault]
+        return Rejected(fault, mode, detail, source, problem, **traces, place=place, sample=sample)
+    if is_correct is not None:
+        for mode, trace in traces.items():
+            right = is_correct(problem, trace.answer)
+            traces[mode] = replace(
+                trace, verified=right, verdict=f"task {problem.task}: {'right' if right else 'wrong'}"
+            )
+    return Pair(problem, **traces, place=place, sample=sample)

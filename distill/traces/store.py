@@ -20,7 +20,7 @@ from distill.artifact import canonical_json
 from distill.errors import InputError
 from distill.tasks.problem import AnswerFormat, Problem
 from distill.tasks.rows import parquet_rows
-from distill.traces.trace import Mode, Pair, Trace
+from distill.traces.trace import MODES, Mode, Pair, Trace
 
 KIND = "traces"
 PAIRS, REJECTED = "pairs.parquet", "rejected.parquet"
@@ -120,22 +120,52 @@ def write_pairs(folder: Path, rows: Iterable[Pair | Rejected]) -> dict[str, Any]
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a finished trace set. Raises InputError for anything malformed: file, row, field."""
-    return [
-        Pair(
-            _problem(row, where),
-            _trace(row, "reasoning", where),
-            _trace(row, "ift", where),
-            row["place"],
-            row["sample"],
-        )
-        for where, row in _read(path, PAIRS, _PAIR_SCHEMA)
-    ]
+    return list(iter_pairs(path))
+
+
+def iter_pairs(path: Path) -> Iterator[Pair]:
+    """The same, one at a time: of a set of any size a batch is in memory."""
+    for where, row in _read(path, PAIRS, _PAIR_SCHEMA):
+        yield _pair(row, where)
+
+
+def pair_at(path: Path, index: int) -> Pair:
+    """One of them by its number, from 0; reads the batch it was written in. Raises IndexError where there is none."""
+    next(_read(path, PAIRS, _PAIR_SCHEMA), None)
+    with pq.ParquetFile(path / PAIRS) as parquet:
+        rest = index
+        for group in range(parquet.num_row_groups):
+            n = parquet.metadata.row_group(group).num_rows
+            if rest < n:
+                (row,) = parquet.read_row_group(group).slice(rest, 1).to_pylist()
+                return _pair(row, f"{path / PAIRS}: row {index + 1}")
+            rest -= n
+    raise IndexError(index)
+
+
+def iter_columns(path: Path, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of some columns of PAIRS or REJECTED, such as "task" or "reasoning.answer" (a struct of what is asked of
+    it): to count in a large set without making a Pair of every row. Raises InputError as read_pairs does, but looks at
+    no values."""
+    file, schema = path / name, {PAIRS: _PAIR_SCHEMA, REJECTED: _REJECTED_SCHEMA}[name]
+    next(_read(path, name, schema), None)  # an unfinished set, or a file of another layout, is said so here
+    try:
+        with pq.ParquetFile(file) as parquet:
+            yield from parquet.iter_batches(batch_size=_BATCH, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        what = str(error).partition("\n")[0][:120]
+        raise InputError(f"{file}: cannot be read as Parquet ({what})") from None
 
 
 def read_rejected(path: Path) -> list[Rejected]:
     """The rows that gave no pair. Raises InputError as read_pairs does."""
-    return [
-        Rejected(
+    return list(iter_rejected(path))
+
+
+def iter_rejected(path: Path) -> Iterator[Rejected]:
+    """The same, one at a time."""
+    for where, row in _read(path, REJECTED, _REJECTED_SCHEMA):
+        yield Rejected(
             reason=row["reason"],
             mode=row["mode"],
             detail=row["detail"],
@@ -146,8 +176,6 @@ def read_rejected(path: Path) -> list[Rejected]:
             place=row["place"],
             sample=row["sample"],
         )
-        for where, row in _read(path, REJECTED, _REJECTED_SCHEMA)
-    ]
 
 
 def trace_to_row(trace: Trace) -> dict[str, Any]:
@@ -211,6 +239,11 @@ def _common_row(row: Pair | Rejected) -> dict[str, Any]:
 def _read(path: Path, name: str, schema: pa.Schema) -> Iterator[tuple[str, dict[str, Any]]]:
     artifact.read(path, KIND, made_by=MADE_BY)
     yield from parquet_rows(path / name, schema)
+
+
+def _pair(row: dict[str, Any], where: str) -> Pair:
+    traces = (_trace(row, mode, where) for mode in MODES)
+    return Pair(_problem(row, where), *traces, row["place"], row["sample"])
 
 
 def _problem(row: dict[str, Any], where: str) -> Problem:

@@ -57,6 +57,7 @@ def describe(settings: TrainSettings, ready: Ready) -> dict[str, Any]:
         "pairs": rendered.n_pairs - (ready.validation.pairs if ready.validation else 0),
         "distillation": ready.teaching.coverage if ready.teaching else None,
         "validation": ready.validation.describe(origin.shape) if ready.validation else None,
+        **({"unverified": ready.unverified} if ready.unverified else {}),
         "dropped_pairs": rendered.dropped,
         "dropped_tokens": rendered.dropped_tokens,
     }

@@ -66,6 +66,7 @@ def dry_run(settings: TrainSettings, traces: Path, options: RunOptions, ranks: i
         "parameters",
         "trainable_parameters",
         "pairs",
+        *(["unverified"] if ready.unverified else []),
         "dropped_pairs",
         "dropped_tokens",
         "steps",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distill import console
 from distill.flops import ModelShape
@@ -13,7 +14,7 @@ from distill.packing.documents import rendered_documents
 from distill.packing.pack import Document
 from distill.packing.plan import Batch, Step, budget, plan
 from distill.packing.render import Rendered, Rendering
-from distill.packing.source import TraceSet
+from distill.packing.source import TraceSet, verified_only
 from distill.training.distillation import Teaching, teach
 from distill.training.settings import TrainSettings
 from distill.training.student import Origin, load_origin
@@ -31,6 +32,7 @@ class Ready:
     validate_after: set[int]  # numbers of finished steps
     until: Budget | None = None  # what ended the plan; None: whole epochs
     teaching: Teaching | None = None  # a teacher's distributions; None: the student learns from text alone
+    unverified: dict[str, Any] | None = None  # what was left out for that; None: nothing was asked to be
 
     @property
     def documents(self) -> Sequence[Document]:
@@ -46,7 +48,9 @@ def make_ready(
     The documents are kept in the folder `documents`, or found there; without one they are in memory. Of several ranks
     that call this at once with the same folder, one tokenizes and all map its files.
     """
-    arm = settings.shown
+    arm, whole, unverified = settings.shown, trace_set, None
+    if settings.keep == "verified":
+        trace_set, unverified = verified_only(trace_set)
     held_out = {p.problem.id for p in trace_set.pairs if is_held_out(p.problem.prompt, settings.validation)}
     origin = load_origin(
         settings.student,
@@ -76,8 +80,9 @@ def make_ready(
     teaching = None
     if settings.distillation_weight:
         entries = origin.model.config.get_text_config().vocab_size
-        teaching = teach(settings, trace_set, rendered, steps, origin.chat, entries)
-    return Ready(origin, rendered, steps, validation, when(settings, steps, len(training)), until, teaching)
+        teaching = teach(settings, whole, rendered, steps, origin.chat, entries)
+    times = when(settings, steps, len(training))
+    return Ready(origin, rendered, steps, validation, times, until, teaching, unverified)
 
 
 def _plan(

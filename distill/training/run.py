@@ -86,7 +86,7 @@ class Run:
         checkpoints, ranks = folder / "checkpoints", self.ranks
         done = checkpoint.restore(checkpoints, self.student, self.optimizer, ranks)
         validations = list(done.validations)
-        if self.settings.keep == "best":
+        if self.settings.weights == "best":
             best.check(checkpoints, validations, done.step, ranks)
         if done.step:
             console.note(f"{folder}: going on from step {done.step} of {len(self.steps)}")
@@ -131,7 +131,7 @@ class Run:
                         validations.append(self.validate(number + 1))
                         if log is not None:
                             log.add_validation(validations[-1])
-                        if self.settings.keep == "best" and best.best_of(validations) is validations[-1]:
+                        if self.settings.weights == "best" and best.best_of(validations) is validations[-1]:
                             best.keep(checkpoints, self.student, number + 1, ranks)
                 if (due or asked) and not last:
                     flush()
@@ -144,7 +144,7 @@ class Run:
                         int(asked),
                     )
         measured = self._measured(done.seconds, meter, peak_source)
-        if self.settings.keep == "best":
+        if self.settings.weights == "best":
             best.load(checkpoints, self.student, best.best_of(validations)["step"], ranks)
         return measured, validations
 
@@ -175,7 +175,9 @@ class Run:
         take_apart(self.student)
         self.student.train()
         if not all(np.isfinite(value) for value in found.values()):
-            raise Diverged(f"validation after step {step}: loss {found['loss']}; stopped; a checkpoint made before is kept")
+            raise Diverged(
+                f"validation after step {step}: loss {found['loss']}; stopped; a checkpoint made before is kept"
+            )
         return {"step": step, **found}
 
     @torch.no_grad()

@@ -54,6 +54,7 @@ class TrainSettings(Settings):
     arm: str = "reasoning"
     phases: tuple[PhaseSettings, ...] | None = Field(None, min_length=1, description="a curriculum instead of an arm")
     answers: Answers = "teacher"
+    keep: Literal["all", "verified"] = Field("all", description="verified: pairs of which both answers are right")
     seed: int = Field(0, ge=0, lt=2**31)
 
     packed: bool = True
@@ -91,7 +92,7 @@ class TrainSettings(Settings):
     validation: float = Field(0.0, ge=0, lt=1, description="share of the pairs that is held out, by a hash")
     validation_epochs: int = Field(1, ge=1, description="validate every so many epochs, and after the last step")
     validation_steps: int | None = Field(None, ge=1, description="validate every so many steps instead")
-    keep: Literal["last", "best"] = Field("last", description="the last weights, or those of lowest validation loss")
+    weights: Literal["last", "best"] = Field("last", description="saved: the last, or those of lowest validation loss")
 
     lora_rank: int | None = Field(None, ge=1, description="train adapters of this rank instead of the weights")
     lora_alpha: float | None = Field(None, gt=0, description="adapters count alpha / rank; 32 if not given")
@@ -202,8 +203,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _validation_fits(self) -> "TrainSettings":
-        if self.validation == 0 and (self.keep == "best" or self.validation_steps or self.validation_epochs > 1):
-            raise InputError("keep best, validation_steps and validation_epochs need a share of pairs in validation")
+        if self.validation == 0 and (self.weights == "best" or self.validation_steps or self.validation_epochs > 1):
+            raise InputError("weights best, validation_steps and validation_epochs need a share of pairs in validation")
         return self
 
     @model_validator(mode="after")

@@ -81,7 +81,7 @@ def _make(work: Workspace, settings: TrainSettings, trace_set: TraceSet, options
         summary = describe(settings, ready) | {"final_loss": last_loss(work.path), "measured": measured}
         if ready.validation is not None:
             lowest = best.best_of(validations)
-            kept = lowest if settings.keep == "best" else validations[-1]
+            kept = lowest if settings.weights == "best" else validations[-1]
             summary["validation"] |= {"times": len(validations), "lowest": lowest, "kept": kept}
         return _commit(work, settings, summary, remove=("checkpoints", DOCUMENTS))
 
@@ -113,8 +113,10 @@ def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
     student = student_identity(settings.student, settings.think_tags)
     device = this_device()
     dtype = resolve_precision(settings.precision, device, student["hidden"])
+    # Keys from before pairs could be chosen are those of all pairs.
+    not_in_it = {"student", "precision", "compile"} | ({"keep"} if settings.keep == "all" else set())
     return {
-        "settings": settings.model_dump(mode="json", exclude={"student", "precision", "compile"}),
+        "settings": settings.model_dump(mode="json", exclude=not_in_it),
         "student": student,
         "traces": traces_key,
         "computed": {

@@ -7,7 +7,10 @@ from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import take_apart
 from distill.evaluation.generate import Journal, Output
 from distill.evaluation.grading import grade, summarise
-from distill.evaluation.questions import Asked
+from distill.evaluation.questions import Asked, Prompts
+from distill.evaluation.requests import requests
+from distill.evaluation.responses import read_output
+from distill.evaluation.settings import EvaluateSettings
 from distill.flops import ModelShape
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.tokenizer import train_tokenizer
@@ -78,11 +81,21 @@ def test_parts_where_the_tags_are_several_tokens(spelled, text, thinking, answer
     assert parts.thinking_tokens + parts.answer_tokens == len(generated)
 
 
-class Graded:
-    """What `grade` needs of a subject."""
+class Subject:
+    """What reading an output needs of a subject."""
 
     def __init__(self, chat):
-        self.chat = chat
+        self.chat, self.tokenizer = chat, chat.tokenizer
+
+    def require_chat(self):
+        return self.chat
+
+
+def graded(chat, task, problems, prompts, outputs):
+    settings = EvaluateSettings(questions=[{"task": task.name, "count": len(problems)}])
+    wanted = requests(settings, [Asked(task, problems)], Prompts(prompts))
+    answers = [read_output(settings, Subject(chat), Prompts(prompts), r, outputs[r.problem.id]) for r in wanted]
+    return grade([Asked(task, problems)], answers)
 
 
 def test_unfinished_is_wrong_and_reasoning_is_never_graded(chat, tmp_path):
@@ -103,7 +116,7 @@ def test_unfinished_is_wrong_and_reasoning_is_never_graded(chat, tmp_path):
     rows = {p.id: Output(ids(chat, text), why, 0.25) for p, (text, why, _, _) in zip(problems, outputs, strict=True)}
     prompts = {p.id: ids(chat, p.prompt) for p in problems}
     asked = [Asked(task, problems)]
-    answers = grade(asked, Graded(chat), prompts, rows)
+    answers = graded(chat, task, problems, prompts, rows)
     assert [(a.finished, a.correct) for a in answers] == [(done, right) for _, _, done, right in outputs]
     write_answers(tmp_path / "answers.parquet", answers)
     assert read_answers(tmp_path / "answers.parquet") == answers
@@ -124,9 +137,10 @@ def test_unfinished_is_wrong_and_reasoning_is_never_graded(chat, tmp_path):
 def test_nothing_right_and_nothing_finished(chat):
     task = get_task("max")
     problems = task.problems("test", 2, 1)
-    answers = grade(
-        [Asked(task, problems)],
-        Graded(chat),
+    answers = graded(
+        chat,
+        task,
+        problems,
         {p.id: [1, 2] for p in problems},
         {p.id: Output(ids(chat, "<think>x"), "length", 1.0) for p in problems},
     )

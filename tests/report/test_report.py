@@ -11,17 +11,21 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 
 from distill.report import numbers, palette, text
 from distill.report.bars import Bar, bars
 from distill.report.blocks import (
     Answer,
+    Browser,
     Card,
     Cards,
     Cell,
     Check,
     Checks,
+    Choice,
     Code,
+    Entry,
     Example,
     Facts,
     Figure,
@@ -34,6 +38,7 @@ from distill.report.blocks import (
     Text,
 )
 from distill.report.forest import Interval, forest
+from distill.report.histogram import Series, histogram
 from distill.report.page import csv_uri, render_page
 from distill.report.scatter import Point, _frontier, scatter
 
@@ -74,6 +79,21 @@ def test_compact_keeps_three_digits_at_every_magnitude():
         value = 10 ** random.uniform(0, 26)
         number, _, prefix = numbers.compact(value).partition(" ")
         assert float(number) * scale[prefix] == pytest.approx(value, rel=5.01e-3)
+
+
+@pytest.mark.parametrize("alphabet", ["x", "ab <&\n", "\u202e\x00", "\U0001f600é"])
+def test_a_folded_text_loses_only_its_middle_and_says_how_much(alphabet):
+    for _ in range(50):
+        whole = "".join(random.choices(alphabet, k=random.randrange(3000)))
+        limit = random.randrange(64, 4000)
+        found = text.fold(whole, limit)
+        assert len(found.head) + found.left_out + len(found.tail) == len(whole)
+        assert whole.startswith(found.head) and whole.endswith(found.tail)
+        assert (found.beginning is None) == (len(whole) <= 800 and whole.count("\n") < 12)
+        shown = len(str(escape(text.visible(found.head + found.tail))).encode())
+        assert len(found.head + found.tail) <= limit and shown <= 4 * limit
+        if len(whole) <= limit and not any(map(text._is_hidden, alphabet)):
+            assert found.left_out == 0 and found.head == whole
 
 
 def luminance(colour: str) -> float:
@@ -126,7 +146,12 @@ def all_blocks(word: str) -> list[Section]:
                 Notice(word, [word]),
                 Cards([Card(word, word, word, [(word, word)], tone="yes")]),
                 Table(word, [word, Cell(word, word)], [Group([[word, Cell(word, word)]], title=word)]),
-                Example(word, word, word, [Answer(word, word, word, "right", word)]),
+                Cards([Card(word, word, word, tone="plain")]),
+                Example(word, word, word, [Answer(word, word, word, how, word) for how in ("right", "unjudged")]),
+                Browser(
+                    [Choice(word, [word, word])],
+                    [Entry(Example(word, word, word, [Answer(word, word, word, "wrong", word)]), [[1]])],
+                ),
                 KeyValues([Facts(word, [(word, word)])]),
                 Code(word, word),
                 Code(word, word, folded=True),
@@ -145,6 +170,7 @@ def all_blocks(word: str) -> list[Section]:
                         ),
                         forest([Interval(word, 1, 0, 2)], margin=2, title=word, description=word, x_label=word),
                         bars([Bar(word, 1, 2, "green")], title=word, description=word, x_label=word),
+                        histogram([Series([1, 2, 4], [1, 3], "blue")], title=word, description=word, x_label=word),
                     ],
                     [{"name": word}],
                     "data.csv",
@@ -212,6 +238,32 @@ def test_a_point_stands_where_its_data_say():
     assert x2 == pytest.approx(x0 + (x1 - x0) * (log10(3.7e6) - 6) / 2, abs=0.01)
     assert y2 == pytest.approx(y0 + (y1 - y0) * (62.5 - 10) / 80, abs=0.01)
     assert y1 < y0 and x1 > x0
+
+
+def test_a_histogram_has_the_heights_of_its_shares_on_a_logarithmic_axis():
+    counts = [random.randint(1, 99) for _ in range(4)]
+    edges = [1, 10, 100, 1000, 10000]
+    panel = histogram([Series(edges, counts, "blue")], title="t", description="d", x_label="x")
+    (line,) = [
+        path.get("d")
+        for path in ElementTree.fromstring(str(panel.svg)).iter("path")
+        if "fill: none" in (path.get("style") or "") and "var(--blue)" in path.get("style")
+    ]
+    corners = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", line)]
+    ground, tops = corners[0][1], [y for _, y in corners[1:-1:2]]
+    assert [(ground - y) / (ground - tops[0]) for y in tops] == pytest.approx([n / counts[0] for n in counts], rel=1e-3)
+    widths = [b[0] - a[0] for a, b in zip(corners[1:-1:2], corners[2:-1:2], strict=True)]
+    assert widths == pytest.approx([widths[0]] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "edges, counts", [([], []), ([0, 1], [5]), ([0, 1, 2], [0, 0]), ([2**61, 2**62], [1]), ([5, 6], [2])]
+)
+def test_a_histogram_of_anything_can_be_drawn(edges, counts):
+    series = [Series(edges, counts, "blue"), Series([0, 1, 2, 3], [1, 0, 2], "orange", dashed=True)]
+    for some in (series[:1], series):
+        svg = str(histogram(some, title="t", description="d", x_label="x").svg)
+        assert "nan" not in svg and "inf" not in svg
 
 
 def test_frontier_is_the_set_of_points_nothing_beats():

@@ -250,6 +250,7 @@ def test_command_and_environment(monkeypatch, student, cpu):
     assert env["PYTHONSAFEPATH"] == "1" and env["HF_HUB_OFFLINE"] == "1" and env["OMP_NUM_THREADS"] == "2"
     assert ("--enforce-eager" in command) is cpu and ("VLLM_CPU_KVCACHE_SPACE" in env) is cpu
     assert ("--kv-cache-memory-bytes" in command) is not cpu
+    assert ("--no-enable-chunked-prefill" in command) is cpu
     assert json.dumps(settings.model_dump(mode="json"))
 
 

@@ -195,3 +195,11 @@ def test_nothing_of_vllm_is_left_when_the_parent_is_killed(tiny_student, tmp_pat
     finally:
         parent.kill()
         parent.stdout.close()
+
+
+def test_many_long_prompts_with_seeds_of_their_own(vllm_server):
+    """More tokens at once than fit into a step: a prompt cut in two there would end the engine on a CPU."""
+    prompts = [[6 + (i * j) % 200 for j in range(200)] for i in range(1, 41)]
+    sampling = SamplingSettings(max_tokens=3, temperature=1.0)
+    found = asyncio.run(complete(vllm_server.endpoint, prompts, sampling, concurrency=40, seeds=list(range(40))))
+    assert {completion.error for completion in found} == {None}

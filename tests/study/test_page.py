@@ -144,6 +144,10 @@ def made_up_results(seed: int = 0) -> dict:
             "control": f"{size}-{control}",
             "matched_on": matched,
             "difference_points": {"value": value, "low": value - half, "high": value + half},
+            "p_value": 0.0004 if abs(value) > half else 0.2,
+            "p_value_students": 0.01,
+            "p_holm": 0.0016 if abs(value) > half else 0.2,
+            "detectable_points": 1.43 * half,
             "per_seed": [value + half * s for s in (-0.9, 0.1, 0.8)[:seeds]],
             "n_seeds": seeds,
             "n_questions": 300,
@@ -535,6 +539,12 @@ def test_the_threat_of_matching_says_what_was_held_equal(matched, said, concern)
             contrast.update(matched_on=matched, training_tokens_factor=2.2)
     (found,) = (check for check in checks(results) if check.title == "What the arms were matched on")
     assert said in found.text and found.concern == concern
+
+
+def test_p_values_and_what_could_be_seen_are_on_the_page():
+    text = "".join(Elements(render(made_up_results())).text)
+    assert "<0.001" in text and "0.002" in text  # of a contrast, and after Holm's correction
+    assert "Differences under 6.6 points could not be relied on to be seen" in text  # 1.43 x 4.6, the worst
 
 
 @pytest.mark.parametrize("matched", ["tokens", "flops"])

@@ -165,3 +165,28 @@ def test_a_contrast_says_what_its_arms_were_matched_on_and_what_it_is_about(tmp_
         said = contrast["sentence"].replace("does not pay", "pays")
         assert about in said, said
         assert (contrast["subject"] == "reasoning") == (about == "reasoning pay")
+
+
+def test_p_values_speak_of_what_the_interval_speaks_of(tmp_path):
+    """Three seeds: of the arms; one: of these students, exactly. Holm's correction within the verdicts, or all contrasts."""
+    students = [
+        {"name": name, "student": name, "learning_rate": 0.003, "seeds": seeds}
+        for name, seeds in (("tiny", [0, 1, 2]), ("small", [4]))
+    ]
+    settings = preset(students=students)
+    results = build_results(settings, made_up(settings, tmp_path), {}, command="")
+    primary, other = results["contrasts"]
+    assert (primary["primary"], other["primary"]) == (True, False)
+    assert primary["n_seeds"] == 3 and other["n_seeds"] == 1
+    assert other["p_value"] == other["p_value_students"]
+    low, high = primary["difference_points"]["low"], primary["difference_points"]["high"]
+    assert (primary["p_value"] < 0.05) == (not low <= 0 <= high)
+    assert primary["p_holm"] == primary["p_value"]  # one task: nothing to correct
+    assert other["p_holm"] == pytest.approx(
+        min(1, max(other["p_value"], min(1, 2 * primary["p_value"])))
+        if other["p_value"] > primary["p_value"]
+        else min(1, 2 * other["p_value"])
+    )
+    for contrast in (primary, other):
+        half = (contrast["difference_points"]["high"] - contrast["difference_points"]["low"]) / 2
+        assert contrast["detectable_points"] > half  # a difference at the interval's edge is seen half of the time

@@ -1,14 +1,24 @@
 """Metrics against their definitions, and that a resample is what weights say it is."""
 
+import json
 import math
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distill.errors import InputError
 from distill.tasks import get_task
+from distill.tasks.benchmark import BENCHMARKS, FOLDER, load_benchmark
+from distill.tasks.benchmark_task import open_benchmark
+from distill.tasks.checkers import Verdict, check
+from distill.tasks.metrics import METRICS
+from distill.tasks.problem import Problem
 from distill.tasks.record import LABELS
+
+ROWS = Path(__file__).parent / "benchmark_rows"
 
 
 def exact_macro_f1(gold: list[str], found: list[str]) -> Fraction:
@@ -50,8 +60,12 @@ def graded():
     return problems, answers
 
 
+def checked(problems, answers):
+    return [check(get_task(p.task).checker, p.gold, answer) for p, answer in zip(problems, answers, strict=True)]
+
+
 def table(metric, problems, answers):
-    rows = [metric.rows(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+    rows = [metric.rows(*one) for one in zip(problems, answers, checked(problems, answers), strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -60,15 +74,21 @@ def test_values_match_their_definitions(graded):
     metrics = get_task("record").metrics
     assert list(metrics) == ["accuracy", "macro_f1", "rouge_l"]
     right = Fraction(sum(p.gold == a for p, a in zip(problems, answers, strict=True)), len(problems))
-    assert metrics["accuracy"].score(problems, answers) == pytest.approx(float(right), abs=1e-12)
+    assert metrics["accuracy"].score(problems, answers, checked(problems, answers)) == pytest.approx(
+        float(right), abs=1e-12
+    )
 
     found = [" ".join(a.split()[-2:]) for a in answers]
     found = [label if label in LABELS else "none" for label in found]
     expected = exact_macro_f1([" ".join(p.gold.split()[-2:]) for p in problems], found)
-    assert metrics["macro_f1"].score(problems, answers) == pytest.approx(float(expected), abs=1e-12)
+    assert metrics["macro_f1"].score(problems, answers, checked(problems, answers)) == pytest.approx(
+        float(expected), abs=1e-12
+    )
 
     rouge = [exact_rouge_l(p.gold, a) for p, a in zip(problems, answers, strict=True)]
-    assert metrics["rouge_l"].score(problems, answers) == pytest.approx(float(sum(rouge) / len(rouge)), abs=1e-12)
+    assert metrics["rouge_l"].score(problems, answers, checked(problems, answers)) == pytest.approx(
+        float(sum(rouge) / len(rouge)), abs=1e-12
+    )
 
 
 def test_weights_are_repetitions(graded):
@@ -87,14 +107,76 @@ def test_weights_are_repetitions(graded):
 def test_an_unknown_label_is_wrong_and_not_a_class_of_the_mean():
     metric = get_task("record").metrics["macro_f1"]
     problems = get_task("record").problems("test", 60, 0)
-    assert metric.score(problems, [p.gold for p in problems]) == 1
-    assert metric.score(problems, [""] * 60) == 0
-    assert metric.score(problems, ["tech"] * 60) == 0
+    for answers, expected in (([p.gold for p in problems], 1), ([""] * 60, 0), (["tech"] * 60, 0)):
+        assert metric.score(problems, answers, checked(problems, answers)) == expected
 
 
 def test_no_rows_are_no_number():
     for name in ("add", "max", "record"):
         for metric in get_task(name).metrics.values():
-            assert math.isnan(metric.score([], []))
-            empty = {key: [] for key in metric.rows(get_task(name).problems("test", 1, 0)[0], "")}
+            assert math.isnan(metric.score([], [], []))
+            empty = {key: [] for key in metric.rows(get_task(name).problems("test", 1, 0)[0], "", Verdict(False))}
             assert math.isnan(metric.value(empty))
+
+
+def random_text(rng, words=12):
+    return " ".join(rng.choice(["red", "blue", "sea", "fox", "a", "the", "ran", "nine"], int(rng.integers(1, words))))
+
+
+def test_squad_f1_is_that_of_the_library(rng):
+    from transformers.data.metrics.squad_metrics import compute_f1
+
+    for _ in range(200):
+        accepted = [random_text(rng) + " end" for _ in range(int(rng.integers(1, 4)))]
+        text = random_text(rng)
+        problem = Problem("squad", "q", json.dumps(accepted), "open")
+        (row,) = [METRICS["squad_f1"]([problem]).rows(problem, f"so \\boxed{{{text.title()}!}}", Verdict(False))]
+        assert row["f1"] == pytest.approx(max(compute_f1(one, text) for one in accepted))
+
+
+def test_macro_f1_of_label_sets(rng):
+    """Against its definition, and that a resample counts as repetitions."""
+    known = ["tech", "billing", "churn", "praise"][: int(rng.integers(1, 5))]
+    draw = lambda extra=(): [w for w in [*known, *extra] if rng.random() < 0.5]  # noqa: E731
+    golds = [list(known), *(draw() for _ in range(39))]
+    found = [draw(["other"]) for _ in golds]
+    problems = [Problem("labels", f"q{i}", json.dumps(gold), "labels") for i, gold in enumerate(golds)]
+    metric = METRICS["macro_f1"](problems)
+    answers = [f"\\boxed{{{', '.join(one) or 'none'}}}" for one in found]
+    verdicts = [Verdict(False)] * len(answers)
+    expected = []
+    for label in known:
+        hits = sum(label in g and label in f for g, f in zip(golds, found, strict=True))
+        total = sum(label in g for g in golds) + sum(label in f for f in found)
+        expected.append(2 * hits / total)
+    assert metric.score(problems, answers, verdicts) == pytest.approx(np.mean(expected))
+    assert metric.score(problems, [", ".join(g) or "none" for g in golds], verdicts) == 1
+    rows = [metric.rows(*one) for one in zip(problems, answers, verdicts, strict=True)]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    weights = rng.integers(0, 4, len(rows))
+    repeated = {name: np.repeat(column, weights) for name, column in columns.items()}
+    assert metric.value(columns, weights) == pytest.approx(metric.value(repeated), abs=1e-12)
+    assert math.isnan(metric.value({name: column[:0] for name, column in columns.items()}))
+
+
+def test_rouge_l_is_of_the_final_answer(rng):
+    problem = Problem("extraction", "q", "nova corp tech risk", "extraction")
+    metric = METRICS["rouge_l"]([problem])
+    assert metric.rows(problem, "nova nova \\boxed{nova tech}", Verdict(False))["rouge_l"] == pytest.approx(2 / 3)
+    assert metric.rows(problem, "", Verdict(False)) == {"rouge_l": 0}
+
+
+def test_a_benchmark_file_names_only_metrics_that_there_are(tmp_path):
+    for name in BENCHMARKS:
+        benchmark = load_benchmark(name)
+        assert set(benchmark.metrics) <= set(METRICS)
+        assert list(open_benchmark(name, ROWS / f"{name}.jsonl").metrics) == list(benchmark.metrics)
+    text = (FOLDER / "squad.yaml").read_text()
+    for metric, message in (
+        ("bleu", "unknown metric 'bleu'"),
+        ("macro_f1", "macro_f1 needs a gold answer with `read: labels`"),
+        ("instruction_accuracy", "instruction_accuracy needs the checker ifeval, found squad"),
+    ):
+        (tmp_path / "mine.yaml").write_text(text.replace("squad_f1", metric))
+        with pytest.raises(InputError, match=message):
+            load_benchmark(tmp_path / "mine.yaml")

@@ -43,11 +43,12 @@ def test_the_solver_writes_every_problem_twice(tmp_path):
     settings = GenerateSettings(tasks={"add": 30, "record": 20, "max": 10}, split="validation", seed=5)
     made = generate(settings, tmp_path / "t")
     assert made.key == content_key("traces", generate_recipe(settings))
-    assert made.summary == {"pairs": 60, "rejected": {}, "questions": 60}
+    bill = {mode: {"answers": 60, "cost_usd": 0.0} for mode in ("reasoning", "ift")}
+    assert made.summary == {"pairs": 60, "rejected": {}, "questions": 60, "bill": bill}
     assert set(made.files) == {"pairs.parquet", "rejected.parquet"}
     pairs = read_pairs(tmp_path / "t")
     expected = [p for name, n in settings.tasks.items() for p in get_task(name).problems("validation", n, 5)]
-    assert [pair.problem for pair in pairs] == expected
+    assert [pair.problem for pair in pairs] == expected and [pair.place for pair in pairs] == list(range(60))
     for pair in pairs:
         reasoning, answer = get_task(pair.problem.task).solve(pair.problem)
         assert (pair.reasoning.reasoning, pair.reasoning.answer) == (reasoning, answer)
@@ -82,6 +83,16 @@ def test_worked_solutions_of_a_file_are_a_teacher(tmp_path):
 def test_an_endpoint_is_asked_once_in_each_mode(tmp_path, teacher):
     made = generate(endpoint_settings(teacher, usd_per_million_input=1, usd_per_million_output=2), tmp_path / "t")
     assert made.summary["pairs"] == 20 and teacher.requests == len(teacher.asked) == 40
+    bill = made.summary["bill"]
+    traces = [pair.trace(mode) for pair in read_pairs(tmp_path / "t") for mode in bill]
+    for mode, sums in bill.items():
+        tokens = sum(t.reasoning_tokens + t.answer_tokens for t in traces if t.mode == mode)
+        assert sums == {
+            "answers": 20,
+            "prompt_tokens": 200,
+            "output_tokens": tokens,
+            "cost_usd": pytest.approx((200 + 2 * tokens) / 1e6),
+        }
     assert teacher.most_in_flight <= 4
     for body in teacher.bodies:
         assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("fake", 0.6, 0.95, 4096)
@@ -168,7 +179,7 @@ def choice(content, finish_reason="stop", **message):
         (choice("<think>so</think>1"), choice(""), "no_answer", "ift"),
         (choice("<think>so</think>1"), choice("1", "length"), "truncated", "ift"),
         (choice("<think>so</think>\ud800"), choice("1"), "bad_unicode", "reasoning"),
-        (choice("<think>so</think>1"), choice("1", "content_filter"), "failed", "ift"),
+        (choice("<think>so</think>1"), choice("1", "content_filter"), "refused", "ift"),
         (choice("<think>so</think>1"), 400, "failed", "ift"),
     ],
 )
@@ -179,7 +190,7 @@ def test_a_fault_in_one_mode_drops_both(tmp_path, teacher, on, off, reason, mode
     spoilt = {p.prompt for p in get_task("add").problems("train", 6, 0)[2:4]}
     teacher.reply = lambda body: (bad if body["messages"][-1]["content"] in spoilt else good)(body)
     made = generate(settings, tmp_path / "t")
-    assert made.summary == {"pairs": 4, "rejected": {reason: 2}, "questions": 6}
+    assert (made.summary["pairs"], made.summary["rejected"], made.summary["questions"]) == (4, {reason: 2}, 6)
     rejected = read_rejected(tmp_path / "t")
     assert {row.problem.prompt for row in rejected} == spoilt
     assert all((row.reason, row.mode) == (reason, mode) and row.detail for row in rejected)
@@ -227,9 +238,10 @@ def test_no_pair_at_all_is_an_error(tmp_path, teacher):
 
 def test_a_server_that_fails_midway_keeps_what_was_answered(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr("distill.serve.client.BACKOFF_S", 0.001)
+    monkeypatch.setattr("distill.serve.patience.GONE_S", 0.1)
     settings, good = endpoint_settings(teacher, count=40), teacher.reply
     teacher.reply = lambda body: good(body) if len(teacher.asked) <= 30 else 503
-    with pytest.raises(InputError, match=r"20 requests in a row failed \(HTTP 503.*run the same command again"):
+    with pytest.raises(InputError, match=r"requests in a row failed \(HTTP 503.*run the same command again"):
         generate(settings, tmp_path / "t")
     with Journal(tmp_path / "t" / "journal.jsonl") as journal:
         assert 20 <= len(journal) <= 30
@@ -239,6 +251,10 @@ def test_a_server_that_fails_midway_keeps_what_was_answered(tmp_path, teacher, m
 
 def test_bad_endpoints_are_named_and_leave_nothing(tmp_path, teacher, monkeypatch):
     teacher.key = "secret"
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match=r"wants an API key.*OPENAI_API_KEY"):
+        generate(endpoint_settings(teacher), tmp_path / "t")
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
     with pytest.raises(InputError, match="refuses the API key"):
         generate(endpoint_settings(teacher), tmp_path / "t")
     monkeypatch.setenv("MY_KEY", "secret")
@@ -276,6 +292,7 @@ def test_the_command_line_takes_prices_and_revision(tmp_path, teacher):
 
 def test_a_price_edit_buys_no_answer_again(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr("distill.serve.client.BACKOFF_S", 0.001)
+    monkeypatch.setattr("distill.serve.patience.GONE_S", 0.1)
     prices, good = [random.randrange(1, 50) for _ in range(2)], teacher.reply
     teacher.reply = lambda body: good(body) if len(teacher.asked) <= 40 else 503
     old = endpoint_settings(teacher, count=30, usd_per_million_input=7, usd_per_million_output=7)
@@ -332,10 +349,10 @@ def test_a_disk_that_fills_is_one_clear_line(tmp_path):
 
 def test_wrong_settings_name_the_field():
     for values, message in (
-        ({"tasks": {}}, "field tasks: "),
-        ({"tasks": {"add": 1}, "teacher": "solvr"}, r"field teacher\.solver: .* found 'solvr'"),
-        ({"tasks": {"add": 1}, "teacher": {"url": "solvr", "model": "m"}}, r"field teacher\.endpoint\.url: "),
-        ({"tasks": {"add": 1}, "teacher": {"url": "http://h/v1"}}, r"field teacher\.endpoint\.model: "),
+        ({"tasks": {}}, "no questions: give --tasks"),
+        ({"tasks": {"add": 1}, "teacher": "solvr"}, r"field teacher: .* found 'solvr'"),
+        ({"tasks": {"add": 1}, "teacher": {"url": "solvr", "model": "m"}}, r"field teacher\.url: "),
+        ({"tasks": {"add": 1}, "teacher": {"url": "http://h/v1"}}, r"field teacher\.model: "),
     ):
         with pytest.raises(InputError, match=message):
             validate(GenerateSettings, values, source="here")

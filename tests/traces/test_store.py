@@ -1,6 +1,5 @@
 """Trace sets on disk: what is written is what is read, and nothing else is read."""
 
-import math
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from distill import artifact
 from distill.errors import InputError
 from distill.tasks.problem import Problem
 from distill.traces.faults import FAULTS, fault_of, split_think
-from distill.traces.stats import stats
 from distill.traces.store import Rejected, read_pairs, read_rejected, write_pairs
 from distill.traces.trace import Pair, Trace
 
@@ -203,54 +201,3 @@ def test_split_think():
     assert fault_of(Trace("reasoning", "a", "b</think>c", "stop", "t")) == "stray_tag"
     assert fault_of(Trace("reasoning", "<think>", "b", "stop", "t")) == "stray_tag"
     assert fault_of(Trace("reasoning", "a", "b", "stop", "t")) is None
-
-
-def test_stats(tmp_path):
-    rows = [
-        pair("a", "3", reasoning_tokens=7, answer_tokens=2, cost_usd=0.25, verified=True),
-        pair("b", "4", reasoning_tokens=9, answer_tokens=2, cost_usd=0.5, verified=False),
-        pair("b", "3.0", reasoning_tokens=8, answer_tokens=4, cost_usd=0.0),
-        Rejected("truncated", "ift", ift=Trace("ift", "", "", "length", "t", cost_usd=1.0)),
-        Rejected("malformed", None),
-    ]
-    write(tmp_path / "t", rows)
-    found = stats(tmp_path / "t")
-    assert (found["questions"], found["pairs"], found["pairs_by_task"]) == (5, 3, {"add": 3})
-    assert found["repeated_prompts"] == 1 and found["teachers"] == ["t"]
-    assert found["rejected"] == {
-        "total": 2,
-        "by_reason": {"truncated": 1, "malformed": 1},
-        "by_mode": {"ift": 1, "row": 1},
-    }
-    assert math.isclose(found["agreement"], 2 / 3)
-    reasoning, ift = found["modes"]["reasoning"], found["modes"]["ift"]
-    assert reasoning["characters"]["total"] == 3 * len("1:1,2:3") + len("3" + "4" + "3.0")
-    assert reasoning["tokens"]["total"] == 32 and reasoning["tokens"]["reasoning"] == 24
-    assert reasoning["tokens"]["percentiles"]["p50"] == 11 and reasoning["tokens"]["percentiles"]["p100"] == 12
-    assert (reasoning["verified"], reasoning["judged"]) == (0.5, 2)
-    assert (reasoning["cost_usd"], ift["cost_usd"]) == (0.75, 1.75)
-
-
-def test_stats_say_none_for_what_is_not_known(tmp_path):
-    write(tmp_path / "free", [pair(cost_usd=0.0)])
-    write(tmp_path / "unknown", [pair()])
-    assert stats(tmp_path / "free")["modes"]["ift"]["cost_usd"] == "none"
-    unknown = stats(tmp_path / "unknown")["modes"]["ift"]
-    assert (unknown["cost_usd"], unknown["tokens"], unknown["verified"]) == (None, None, None)
-
-
-def test_stats_with_a_tokenizer(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # every character
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path / "tokenizer")
-    write(tmp_path / "t", [pair("a", "33"), pair("b", "444")])
-    modes = stats(tmp_path / "t", tmp_path / "tokenizer")["modes"]
-    for mode in ("reasoning", "ift"):
-        assert modes[mode]["tokens"] == modes[mode]["characters"]
-    with pytest.raises(InputError, match="no tokenizer in it"):
-        stats(tmp_path / "t", tmp_path / "t")
-    with pytest.raises(InputError, match="no such folder"):
-        stats(tmp_path / "t", tmp_path / "none")

@@ -16,10 +16,11 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.process import child_environment
 from distill.tasks import get_task
+from distill.traces.endpoint_teacher import EndpointTeacher
 from distill.traces.generate import generate, generate_recipe
 from distill.traces.settings import EndpointSettings, GenerateSettings
 from distill.traces.store import read_pairs
-from distill.traces.teachers import EndpointTeacher
+from distill.traces.teacher import Question
 from distill.traces.top_k import Distributions, TopK, read_top_k, write_top_k
 from distill.traces.vocabulary import Vocabulary, load_tokenizer
 
@@ -147,6 +148,7 @@ def test_the_temperature_is_found_out(tmp_path, vllm_like, rng, mode):
 
 def test_a_mode_changed_between_two_runs_is_found(tmp_path, vllm_like, monkeypatch):
     monkeypatch.setattr("distill.serve.client.BACKOFF_S", 0.001)
+    monkeypatch.setattr("distill.serve.patience.GONE_S", 0.1)
     settings, good = settings_for(vllm_like, count=30, top_k=4, temperature=0.5, top_p=1.0), vllm_like.reply
     vllm_like.reply = lambda body: good(body) if len(vllm_like.asked) <= 35 else 503
     with pytest.raises(InputError, match="finished answers are kept"):
@@ -210,7 +212,7 @@ def test_on_the_command_line(tmp_path, vllm_like):
     assert found.exit_code == 0, found.output
     assert read_top_k(tmp_path / "t")["reasoning"].k == 6
     found = CliRunner().invoke(app, ["traces", "generate", "--tasks", "add=3", "--top-k", "6", "--out", str(tmp_path)])
-    assert isinstance(found.exception, InputError) and "'solver'" in str(found.exception)
+    assert isinstance(found.exception, InputError) and "--top-k is about a teacher" in str(found.exception)
 
 
 def random_entries(rng, n, k, vocabulary=50):
@@ -349,23 +351,25 @@ def test_of_a_real_server_they_are_the_models_own(trained_server, trained_studen
         temperature=0.7,
         top_k=k,
     )
-    questions = [(p, "reasoning") for p in get_task("max").problems("validation", 12, int(rng.integers(1000)))]
+    problems = get_task("max").problems("validation", 12, int(rng.integers(1000)))
+    questions = [Question(problem, "reasoning") for problem in problems]
     answers = {}
     teacher = EndpointTeacher(settings, seed=int(rng.integers(1000)))
     asyncio.run(teacher.answer(questions, answers.__setitem__))
     model = AutoModelForCausalLM.from_pretrained(trained_student, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained_student)
     checked = 0
-    for index, (problem, _) in enumerate(questions):
-        if answers[index].fault:  # cut off, for instance: nothing is kept
-            assert answers[index].distributions is None
+    for question in questions:
+        answer = answers[question]
+        if answer.fault:  # cut off, for instance: nothing is kept
+            assert answer.distributions is None
             continue
-        found = answers[index].distributions
-        message = [{"role": "user", "content": problem.prompt}]
+        found = answer.distributions
+        message = [{"role": "user", "content": question.problem.prompt}]
         prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-        assert found.temperature == 1.0 and len(found.token_ids) == answers[index].output_tokens
+        assert found.temperature == 1.0 and len(found.token_ids) == answer.output_tokens
         text = tokenizer.decode(found.token_ids[:-1])
-        assert text == f"<think>{answers[index].trace.reasoning}</think>{answers[index].trace.answer}"
+        assert text == f"<think>{answer.trace.reasoning}</think>{answer.trace.answer}"
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *found.token_ids.tolist()]])).logits[0]
         logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]

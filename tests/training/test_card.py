@@ -40,7 +40,7 @@ def block(card):
         dict(arm="mixed:0.25", seed=3, learning_rate=1e-3, packed=False),
         dict(student="org/base", arm="reasoning", think_tags=["```<a> #", "| b\n---"], adam_betas=[0.9, 0.99]),
         dict(phases=[{"reasoning": 0, "epochs": 2, "learning_rate": 1e-5}, {"reasoning": 0.5}], schedule="linear"),
-        dict(arm="ift", learning_rate=[1e-3, 3e-4], validation=0.1, keep="best"),
+        dict(arm="ift", learning_rate=[1e-3, 3e-4], validation=0.1, weights="best"),
     ],
 )
 def test_the_card_makes_the_same_settings_again(given):

@@ -170,7 +170,7 @@ def random_settings(rng, student, **changes):
         values |= dict(lora_targets=pick(None, ("q_proj", "down_proj")), merge=pick(True, False))
         values["learning_rate"] *= 5
     if rng.random() < 0.5:
-        values |= dict(validation=0.4, keep=pick("last", "best"))
+        values |= dict(validation=0.4, weights=pick("last", "best"))
         values |= pick(dict(validation_steps=2), dict(validation_epochs=pick(1, 2)))
     return TrainSettings(**values | changes), {"activation_checkpointing": pick("off", "off", "selective", "full")}
 
@@ -240,7 +240,7 @@ def compare(rng, tmp_path, tiny_student, monkeypatch, family, **changes):
         assert line == pytest.approx({"step": line["step"], **validations[line["step"]]}, rel=later)
 
     final = {name: p.detach() for name, p in trained.items()}
-    if settings.keep == "best":
+    if settings.weights == "best":
         step = made.summary["validation"]["kept"]["step"]
         assert validations[step]["loss"] <= min(v["loss"] for v in validations.values()) * (1 + later)
         final = at[step]
@@ -333,7 +333,7 @@ def interrupt(rng, tmp_path, tiny_student, monkeypatch, family, **changes):
         return
     other = dict(settings.model_dump(), arm="ift", phases=None, seed=1, tokens=None, match="steps", validation=0)
     other |= dict(
-        keep="last", validation_steps=None, validation_epochs=1, distillation_weight=0, divergence="forward_kl"
+        weights="last", validation_steps=None, validation_epochs=1, distillation_weight=0, divergence="forward_kl"
     )
     shared = tmp_path / "documents"
     train_module.train(TrainSettings(**other), tmp_path / "traces", options_for(tmp_path / "other", documents=shared))
@@ -412,7 +412,7 @@ CHANGES = {
     "validation": ({}, 0.4),
     "validation_epochs": ({"validation": 0.4}, 2),
     "validation_steps": ({"validation": 0.4}, 1),
-    "keep": ({"validation": 0.4, "learning_rate": 0.05, "epochs": 3}, "best"),
+    "weights": ({"validation": 0.4, "learning_rate": 0.05, "epochs": 3}, "best"),
     "lora_rank": (LORA, 3),
     "lora_alpha": (LORA, 8.0),
     "lora_targets": (LORA, ("q_proj",)),
@@ -423,11 +423,11 @@ CHANGES = {
     "vocab_size": ({"student": "tiny", "vocab_size": 280}, 300),
 }
 WHY_NOT = {
-    "validation_epochs": "it names what is looked at and, with keep best, what is kept",
+    "validation_epochs": "it names what is looked at and, with weights best, what is kept",
     "validation_steps": "the same",
     "merge": "the adapters are the same, the folder is another",
 }
-ELSEWHERE = {"student": "identity of its files", "compile": "asks for a compiler"}
+ELSEWHERE = {"student": "identity of its files", "compile": "asks for a compiler", "keep": "test_keep.py"}
 
 
 def test_every_setting_is_looked_at():
@@ -454,7 +454,7 @@ def test_a_setting_changes_the_weights_and_the_key(tmp_path, tiny_student, rng, 
         adapter = next(one.path.rglob("adapter_model.safetensors"), None)
         weights.append((adapter or one.path / "model.safetensors").read_bytes())
     same = field in WHY_NOT
-    if field == "keep":
+    if field == "weights":
         same = b.summary["validation"]["lowest"]["step"] == b.summary["steps"]
     assert (weights[0] == weights[1]) == same
 

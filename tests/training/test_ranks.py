@@ -29,7 +29,7 @@ from distill.training.train import train
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 SETTINGS = dict(student="tiny", arm="mixed:0.5", row_tokens=96, batch=10, learning_rate=3e-3, seed=3, precision="fp32")
-KEEP_BEST = dict(validation=0.2, validation_steps=3, keep="best")
+KEEP_BEST = dict(validation=0.2, validation_steps=3, weights="best")
 
 
 @contextmanager

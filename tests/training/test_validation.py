@@ -136,7 +136,7 @@ def test_when_it_is_validated():
 def eleven_steps(traces):
     """Settings of 11 steps however many of the pairs are held out, validated after 2, 4, ..., 10 and 11."""
     trained = sum(not is_held_out(p.problem.prompt, 0.2) for p in read_traces(traces).pairs)
-    return settings(batch=-(-trained // 11), keep="best", validation_steps=2)
+    return settings(batch=-(-trained // 11), weights="best", validation_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_killed_in_the_middle_of_a_validation_it_ends_in_the_same_bits(traces, t
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"keep": "best", "validation": 0.0}, "need a share of pairs"),
+        ({"weights": "best", "validation": 0.0}, "need a share of pairs"),
         ({"validation_steps": 3, "validation": 0.0}, "need a share of pairs"),
         ({"validation": 1.0}, "less than 1"),
     ],

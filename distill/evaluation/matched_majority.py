@@ -1,0 +1,49 @@
+"""What short answers are worth at the price of long ones: majority of k answers without reasoning, where k of them cost as
+many generated tokens as one answer with it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.errors import InputError
+from distill.evaluation.answers import Answer
+from distill.evaluation.pass_at_k import majority_at_k
+from distill.evaluation.samples_and_budgets import by_question, headline, vote
+from distill.tasks.problem import AnswerFormat
+
+
+@dataclass(frozen=True)
+class MatchedMajority:
+    """Majority@k of one student at another's token cost."""
+
+    k: int
+    scores: np.ndarray  # float64[questions], in the order of `problem_ids`: the chance that the majority of k is right
+    problem_ids: list[str]
+    tokens: float  # generated for k answers, mean over questions and samples
+    matched_tokens: float  # of one answer of the other student
+
+
+def matched_majority(sampled: list[Answer], other: list[Answer], answer_format: AnswerFormat) -> MatchedMajority:
+    """Of several sampled answers of one student to each question of one task, and the answers of another to the same.
+
+    k is the ratio of the mean tokens of their answers, rounded, and at least 1. Raises InputError when the questions are
+    not the same, or there are fewer than k samples.
+    """
+    mine, theirs = by_question(headline(sampled)), by_question(headline(other))
+    ids = [samples[0].problem_id for samples in mine]
+    if not ids or set(ids) != {samples[0].problem_id for samples in theirs}:
+        raise InputError("majority at equal cost: the two evaluations are not of the same questions")
+    n = min(len(samples) for samples in mine)
+    one, matched = _tokens(mine), _tokens(theirs)
+    k = max(1, round(matched / one)) if one else 1
+    if k > n:
+        raise InputError(
+            f"majority at equal cost: needs {k} samples of each question, found {n}; evaluate with --samples {k}"
+        )
+    votes = [[vote(a, answer_format) for a in samples] for samples in mine]
+    right = [[a.correct for a in samples] for samples in mine]
+    return MatchedMajority(k, majority_at_k(votes, right, k), ids, k * one, matched)
+
+
+def _tokens(questions: list[list[Answer]]) -> float:
+    return float(np.mean([np.mean([a.thinking_tokens + a.answer_tokens for a in samples]) for samples in questions]))

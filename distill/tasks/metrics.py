@@ -1,0 +1,124 @@
+"""Metrics by the names that benchmark files use. A metric is made for the questions of a task.
+
+accuracy                      the share of answers that the checker takes
+squad_f1                      the words that an answer shares with the nearest of the accepted answers
+rouge_l                       the longest common subsequence of words with the gold answer, by rouge_score
+macro_f1                      of sets of labels: the mean of F1 over the labels that occur, by scikit-learn
+instruction_accuracy          the share of rules that are followed, of the checker ifeval
+accuracy_loose, instruction_accuracy_loose    the same two, by the loose reading of the rules
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from distill.tasks.answers import final_answer
+from distill.tasks.checkers import accepted_answers, label_set, normalised_text
+from distill.tasks.ifeval import rule_count
+from distill.tasks.problem import Problem
+from distill.tasks.task import ACCURACY, Columns, Metric, weighted_mean
+from distill.tasks.verdict import Verdict
+
+_F1_CHARACTERS = 100_000
+# A student may run on; what it wrote beyond this cannot raise a ROUGE-L score, whose cost is length times length.
+_ROUGE_CHARACTERS = 10_000
+
+
+def squad_f1(problems: Sequence[Problem]) -> Metric:
+    def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
+        text = final_answer(answer)[:_F1_CHARACTERS]
+        return {"f1": max(word_f1(gold, text) for gold in accepted_answers(problem.gold))}
+
+    return Metric("squad_f1", rows, weighted_mean("f1"))
+
+
+def word_f1(gold: str, text: str) -> float:
+    """F1 of the words of two texts, in the form that the checker compares. Where one has none: whether both have."""
+    wanted, found = normalised_text(gold).split(), normalised_text(text).split()
+    if not wanted or not found:
+        return float(wanted == found)
+    shared = (Counter(wanted) & Counter(found)).total()
+    return 2 * shared / (len(wanted) + len(found))
+
+
+def rouge_l(problems: Sequence[Problem]) -> Metric:
+    def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
+        text = final_answer(answer)[:_ROUGE_CHARACTERS]
+        return {"rouge_l": _rouge_scorer().score(problem.gold, text)["rougeL"].fmeasure}
+
+    return Metric("rouge_l", rows, weighted_mean("rouge_l"))
+
+
+def macro_f1(problems: Sequence[Problem]) -> Metric:
+    """A label that occurs in no gold answer is no class of the mean; a resample has the classes of all questions."""
+    labels = sorted({label for problem in problems for label in label_set(problem.gold) or ()})
+
+    def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
+        wanted = label_set(problem.gold) or set()
+        found = label_set(answer, wanted | set(labels)) or set()
+        return {f"gold {label}": float(label in wanted) for label in labels} | {
+            f"found {label}": float(label in found) for label in labels
+        }
+
+    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
+        import numpy as np
+        from sklearn.metrics import f1_score
+
+        if not labels or not len(columns[f"gold {labels[0]}"]):
+            return math.nan
+        # A column of zeros beside them: a single label would be taken for a class of its own and its absence another.
+        gold, found = (
+            np.column_stack(
+                [*(columns[f"{of} {label}"] for label in labels), np.zeros(len(columns[f"{of} {labels[0]}"]))]
+            )
+            for of in ("gold", "found")
+        )
+        score: Any = f1_score(
+            gold.astype(int),
+            found.astype(int),
+            labels=range(len(labels)),
+            average="macro",
+            zero_division=0,
+            sample_weight=sample_weight,
+        )
+        return float(score)
+
+    return Metric("macro_f1", rows, value)
+
+
+def _rule_metric(name: str, score: str, *, whole: bool) -> Callable[[Sequence[Problem]], Metric]:
+    """The share of rules, or of answers with all of their rules (`whole`), with this score of the checker ifeval."""
+
+    def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
+        count, followed = float(rule_count(problem.gold)), verdict.scores.get(score, 0.0)
+        return {"rules": 1.0, score: float(followed == count)} if whole else {"rules": count, score: followed}
+
+    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
+        import numpy as np
+
+        rules, followed = (np.asarray(columns[column], dtype=float) for column in ("rules", score))
+        weights = np.ones(len(rules)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        return float(followed @ weights / (rules @ weights)) if rules @ weights > 0 else math.nan
+
+    return lambda problems: Metric(name, rows, value)
+
+
+METRICS: dict[str, Callable[[Sequence[Problem]], Metric]] = {
+    "accuracy": lambda problems: ACCURACY,
+    "squad_f1": squad_f1,
+    "rouge_l": rouge_l,
+    "macro_f1": macro_f1,
+    "instruction_accuracy": _rule_metric("instruction_accuracy", "followed", whole=False),
+    "accuracy_loose": _rule_metric("accuracy_loose", "followed_loosely", whole=True),
+    "instruction_accuracy_loose": _rule_metric("instruction_accuracy_loose", "followed_loosely", whole=False),
+}
+OF_RULES = ("instruction_accuracy", "accuracy_loose", "instruction_accuracy_loose")  # only with the checker ifeval
+
+
+@cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])

@@ -1,0 +1,91 @@
+r"""A second, independent checker for each checker: what an audit asks whether it would have said the same.
+
+They share no reading of texts with the first ones, but for the place of the answer (the last closed `\boxed{}`, else
+all of it), and are plain on purpose. So they are wrong more often: what an audit counts is disagreement.
+"""
+
+import re
+
+from distill.tasks.answers import final_number, last_boxed
+from distill.tasks.check_pool import check_all
+from distill.tasks.checkers import accepted_answers, label_set, normalised, number
+from distill.tasks.verdict import Checker, Verdict
+
+_LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])")
+_PLAIN_NUMBER = re.compile(r"[-+]?[0-9]++(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]{1,3})?+")
+_WORD = re.compile(r"\w++")
+_LATEX_DRESS = re.compile(r"\\(?:left|right|displaystyle|[!,;: ])|[\s{}$]|(?<=\\)[dt](?=frac)")
+_CHARACTERS = 100_000
+
+
+def plain_letter(gold: str, answer: str) -> Verdict:
+    """The last letter from A to J that stands alone on the last line."""
+    lines = [line for line in _final(answer).splitlines() if line.strip()]
+    letters = _LETTER.findall(lines[-1]) if lines else []
+    return Verdict(bool(letters) and letters[-1] == gold)
+
+
+def plain_words(gold: str, answer: str) -> Verdict:
+    """The same letters and digits as one of the accepted answers; case and articles do not count."""
+    found = _words(_final(answer))
+    return Verdict(any(_words(one) == found for one in accepted_answers(gold)))
+
+
+def plain_near_number(gold: str, answer: str) -> Verdict:
+    """The last number as Python reads it, within 5 %."""
+    numbers = _PLAIN_NUMBER.findall(_final(answer).replace(",", ""))
+    try:
+        wanted, found = float(gold.replace(",", "")), float(numbers[-1])
+    except (ValueError, IndexError):
+        return Verdict(False)
+    return Verdict(abs(wanted - found) <= 0.05 * max(abs(wanted), abs(found)))
+
+
+def plain_labels(gold: str, answer: str) -> Verdict:
+    """Every label of the gold answer stands in the answer, and it has as many parts between commas."""
+    wanted, text = label_set(gold) or set(), _final(answer).casefold()
+    if not wanted:
+        return Verdict(text.strip(" []{}.") in ("", "none"))
+    return Verdict(all(label in text for label in wanted) and text.count(",") + 1 == len(wanted))
+
+
+def plain_latex(gold: str, answer: str) -> Verdict:
+    """The same number, or the same LaTeX without its dress."""
+    if final_number(f"\\boxed{{{gold}}}") is not None:
+        return number(gold, answer)
+    return Verdict(_LATEX_DRESS.sub("", gold) == _LATEX_DRESS.sub("", _final(answer)))
+
+
+SECOND: dict[str, tuple[str, Checker | None]] = {
+    "exact": ("normalised", normalised),
+    "normalised": ("plain words", plain_words),
+    "squad": ("plain words", plain_words),
+    "number": ("math-verify", None),
+    "near_number": ("plain number", plain_near_number),
+    "choice": ("plain letter", plain_letter),
+    "labels": ("plain labels", plain_labels),
+    "math": ("plain number or LaTeX", plain_latex),
+}
+
+
+def second_verdicts(checker: str, pairs: list[tuple[str, str]]) -> list[bool]:
+    """Whether the second checker takes each (gold, answer)."""
+    function = SECOND[checker][1]
+    if function is not None:
+        return [function(gold, answer).correct for gold, answer in pairs]
+    found = [False] * len(pairs)
+
+    def keep(place: int, verdict: Verdict) -> None:
+        found[place] = verdict.correct
+
+    check_all("math", ((gold.replace(",", ""), answer) for gold, answer in pairs), keep)
+    return found
+
+
+def _final(answer: str) -> str:
+    boxed = last_boxed(answer)
+    return (answer if boxed is None else boxed)[-_CHARACTERS:]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text.casefold()) if word not in ("a", "an", "the")]
