@@ -17,6 +17,7 @@ PACKAGES = {
     "triton": ("kernels on a GPU", "pip install 'distill-stack[gpu]'"),
     "flash-attn": ("attention on a GPU, optional", "pip install 'distill-stack[gpu]' (builds from source, needs nvcc)"),
     "liger-kernel": ("layers on a GPU, optional", "pip install 'distill-stack[gpu]'"),
+    "lm-eval": ("IFEval and a cross-check, optional", "pip install 'distill-stack[lm-eval]'"),
     "ray": ("shards of traces on a cluster, optional", "pip install 'distill-stack[ray]'"),
 }
 
