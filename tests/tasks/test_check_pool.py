@@ -87,7 +87,7 @@ def test_towers_of_powers_end_in_time_and_cost_no_other_its_verdict(rng):
     for place, tower in zip(places, towers, strict=True):
         pairs[place] = ("5", tower)
     start = time.monotonic()
-    verdicts = checked("math", pairs, limit_s=4)
+    verdicts = checked("math", pairs, limit_s=2)
     assert time.monotonic() - start < 90
     for place, ((gold, answer), verdict) in enumerate(zip(pairs, verdicts, strict=True)):
         if place in places:
@@ -100,7 +100,7 @@ def test_towers_of_powers_end_in_time_and_cost_no_other_its_verdict(rng):
 def test_whatever_one_answer_does_the_others_have_their_verdict(rng, bad_checker, tmp_path):
     pairs = [(str(n), str(n + n % 2)) for n in rng.integers(0, 100, 3 * CHUNK).tolist()]
     bad = {
-        ("hang", ""): Verdict(False, "no verdict in 4 s", "time"),
+        ("hang", ""): Verdict(False, "no verdict in 2 s", "time"),
         ("die", "SIGSEGV"): Verdict(False, "the checking process died (SIGSEGV)", "crash"),
         ("exit", "3"): Verdict(False, "the checking process died (exit code 3)", "crash"),
         ("eat", str(2 ** int(rng.integers(32, 40)))): Verdict(False, "out of memory", "memory"),
@@ -110,7 +110,7 @@ def test_whatever_one_answer_does_the_others_have_their_verdict(rng, bad_checker
     places = rng.choice(len(pairs), len(bad), replace=False).tolist()
     for place, pair in zip(places, bad, strict=True):
         pairs[place] = pair
-    verdicts = checked(bad_checker, pairs, limit_s=4)
+    verdicts = checked(bad_checker, pairs, limit_s=2)
     for pair, verdict in zip(pairs, verdicts, strict=True):
         if pair in bad:
             assert verdict == bad[pair]
@@ -125,7 +125,7 @@ def test_an_answer_alone_whose_worker_died_is_checked_once_more(bad_checker, tmp
 
 def test_several_answers_share_a_chunk_but_each_has_its_own_limit(bad_checker):
     """Together they take longer than the limit, alone none does."""
-    verdicts = checked(bad_checker, [("sleep", "0.6")] * 8, limit_s=4)
+    verdicts = checked(bad_checker, [("sleep", "0.3")] * 8, limit_s=2)
     assert all(verdict.failure is None for verdict in verdicts)
 
 

@@ -143,10 +143,14 @@ def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512  # with the library's 5, of many connections at once some are reset
+
+
 @contextmanager
 def serving() -> Iterator[FakeTeacher]:
     teacher = FakeTeacher()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(teacher))
+    server = _Server(("127.0.0.1", 0), _handler(teacher))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -198,10 +198,14 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512  # with the library's 5 there are faults that nobody asked for
+
+
 @contextmanager
 def faulty_proxy(root_url: str) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(root_url)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    server = _Server(("127.0.0.1", 0), _handler(proxy))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     proxy.url = f"http://127.0.0.1:{server.server_port}/v1"
