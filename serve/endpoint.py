@@ -55,6 +55,21 @@ def clean_key(key: str | None, where: str) -> str | None:
     return key or None
 
 
+def tokenize(endpoint: Endpoint, text: str) -> list[int] | None:
+    """The token ids of a text as the server has them; None when it is no vLLM and cannot say."""
+    try:
+        reply = httpx.post(
+            f"{endpoint.root_url}/tokenize",
+            json={"model": endpoint.model, "prompt": text, "add_special_tokens": False},
+            headers=endpoint.headers,
+            trust_env=endpoint.trust_env,
+            timeout=10,
+        )
+        return [int(token) for token in reply.raise_for_status().json()["tokens"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def check_endpoint(endpoint: Endpoint) -> None:
     """Ask the server for its models. Raises InputError when it is out of reach, refuses the key or lacks the model."""
     try:

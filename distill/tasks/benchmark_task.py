@@ -5,7 +5,6 @@ by a hash; a text that is a question is never an example.
 """
 
 import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from distill.tasks.metrics import METRICS
 from distill.tasks.problem import Problem, Split
 from distill.tasks.questions import BadRow
 from distill.tasks.rows import open_source
-from distill.tasks.task import CheckedByName, check_request, too_few
+from distill.tasks.task import CheckedByName, check_request, draw
 
 VERSION = 1  # part of the revision: raise it when the same file and rows would give other questions
 
@@ -82,12 +81,7 @@ class BenchmarkTask(CheckedByName):
         if split not in ("test", "all"):
             raise InputError(f"task {self.name}: a benchmark has only test questions, found split {split!r}")
         pool = list(self._problems)
-        if count is None:
-            return pool
-        if count > len(pool):
-            raise too_few(self.name, split, count, str(len(pool)))
-        random.Random(f"{self.name} {split} {seed}").shuffle(pool)
-        return pool[:count]
+        return draw(self.name, split, pool, count, seed)
 
     def places(self) -> dict[str, int]:
         """Problem id -> number of its row, from 0: questions of one row, as of one story, are not independent."""

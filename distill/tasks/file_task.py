@@ -1,6 +1,5 @@
 """Tasks whose problems stand in a file, with a worked solution each."""
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from distill.artifact import file_sha256
 from distill.errors import InputError
 from distill.tasks.jsonl import parse_object, printable, raw_lines
 from distill.tasks.problem import AnswerFormat, Problem, Split
-from distill.tasks.task import ACCURACY, CheckedByName, check_request, split_of, too_few
+from distill.tasks.task import ACCURACY, CheckedByName, check_request, draw, split_of
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ class FileTask(CheckedByName):
         """As every task; with None all of a split, in the order of the file."""
         check_request(split, 1 if count is None else count)
         pool = list(self._problems[split])
-        if count is None:
-            return pool
-        if count > len(pool):
-            raise too_few(self.name, split, count, str(len(pool)))
-        random.Random(f"{self.name} {split} {seed}").shuffle(pool)
-        return pool[:count]
+        return draw(self.name, split, pool, count, seed)
 
     def solve(self, problem: Problem) -> tuple[str, str]:
         try:

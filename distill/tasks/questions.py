@@ -9,7 +9,6 @@ test are told apart by the hash of the prompt, as in every task; split "all" is 
 
 import hashlib
 import math
-import random
 import re
 from array import array
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from distill.tasks.jsonl import checked_text, value_at
 from distill.tasks.messages import SystemMessages, one_question, read_messages
 from distill.tasks.problem import AnswerFormat, Problem, Split
 from distill.tasks.rows import Row, open_source
-from distill.tasks.task import ACCURACY, Metric, check_request, split_of, too_few
+from distill.tasks.task import ACCURACY, Metric, check_request, draw, split_of
 
 VERSION = 1  # part of the revision: raise it when the same rows would give other problems or grades
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -103,12 +102,7 @@ class OwnTask:
         else:
             check_request("train", 1 if count is None else count)
             pool = list(self._problems)
-        if count is None:
-            return pool
-        if count > len(pool):
-            raise too_few(self.name, split, count, str(len(pool)))
-        random.Random(f"{self.name} {split} {seed}").shuffle(pool)
-        return pool[:count]
+        return draw(self.name, split, pool, count, seed)
 
     def places(self) -> dict[str, int]:
         """Problem id -> number of its row, from 0."""

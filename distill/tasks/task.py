@@ -6,6 +6,7 @@ validation and test are disjoint whatever the seeds and counts of the calls that
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
@@ -109,6 +110,20 @@ def check_request(split: str, count: int) -> None:
         raise unknown_name("split", split, get_args(Split))
     if count < 1:
         raise InputError(f"count of problems: found {count}, expected at least 1")
+
+
+def draw(task: str, split: str, pool: Sequence[Problem], count: int | None, seed: int) -> list[Problem]:
+    """`count` of the problems of a split in an order drawn by `seed`; with None all of them in theirs.
+
+    Raises InputError when there are fewer.
+    """
+    drawn = list(pool)
+    if count is None:
+        return drawn
+    if count > len(drawn):
+        raise too_few(task, split, count, str(len(drawn)))
+    random.Random(f"{task} {split} {seed}").shuffle(drawn)
+    return drawn[:count]
 
 
 def too_few(task: str, split: str, count: int, there_are: str) -> InputError:

@@ -8,11 +8,9 @@ twice, greedily, which is always at temperature 1, and as it will be sampled.
 
 from typing import Any
 
-import httpx
-
 from distill.errors import InputError
 from distill.serve.client import SamplingSettings, chat
-from distill.serve.endpoint import Endpoint
+from distill.serve.endpoint import Endpoint, tokenize
 from distill.traces.top_k import Distributions
 
 _TOLERANCE = 0.1  # between two replies to one request: rounding only
@@ -94,19 +92,11 @@ def _temperature(
 
 def check_tokenizer(endpoint: Endpoint, tokenizer: Any) -> None:
     """Raise InputError when the server is no vLLM or tokenizes a text otherwise than `tokenizer` does."""
-    try:
-        reply = httpx.post(
-            f"{endpoint.root_url}/tokenize",
-            json={"model": endpoint.model, "prompt": _SAMPLE_TEXT, "add_special_tokens": False},
-            headers=endpoint.headers,
-            trust_env=endpoint.trust_env,
-            timeout=10,
-        )
-        found = reply.raise_for_status().json()["tokens"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+    found = tokenize(endpoint, _SAMPLE_TEXT)
+    if found is None:
         raise InputError(
             f"endpoint {endpoint.base_url}: has no /tokenize; log-probabilities of token ids need a vLLM server"
-        ) from None
+        )
     if found != tokenizer(_SAMPLE_TEXT, add_special_tokens=False)["input_ids"]:
         raise InputError(
             f"endpoint {endpoint.base_url}: tokenizes otherwise than {tokenizer.name_or_path}; say whose tokenizer the "

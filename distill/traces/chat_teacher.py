@@ -10,11 +10,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-import httpx
-
 from distill.errors import InputError
 from distill.serve.client import ChatCompletion, ChatRequest, SamplingSettings, chat_stream
-from distill.serve.endpoint import Endpoint
+from distill.serve.endpoint import Endpoint, tokenize
 from distill.serve.patience import ServerGone
 from distill.traces.capture import capture_fields, captured_temperature, check_tokenizer
 from distill.traces.faults import CLOSING, OPENING
@@ -166,16 +164,8 @@ def think_ids(endpoint: Endpoint) -> ThinkIds | None:
     """
     ids: list[int | None] = []
     for tag in (OPENING, CLOSING):
-        try:
-            reply = httpx.post(
-                f"{endpoint.root_url}/tokenize",
-                json={"model": endpoint.model, "prompt": tag, "add_special_tokens": False},
-                headers=endpoint.headers,
-                trust_env=endpoint.trust_env,
-                timeout=10,
-            )
-            tokens = reply.raise_for_status().json()["tokens"]
-            ids.append(int(tokens[0]) if len(tokens) == 1 else None)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+        tokens = tokenize(endpoint, tag)
+        if tokens is None:
             return None
+        ids.append(tokens[0] if len(tokens) == 1 else None)
     return ids[0], ids[1]
