@@ -42,11 +42,11 @@ from distill.journal import Journal
 from distill.serve.server import Server, ServerSettings, require_vllm, server_environment, vllm_command
 from distill.settings import Settings
 from distill.tasks.problem import Problem
-from distill.traces.chat_teacher import ChatTeacher
 from distill.traces.pairing import Answer
 from distill.traces.store import trace_to_row
-from distill.traces.teacher import Question
-from distill.traces.teacher_settings import ChatSettings
+from distill.traces.teachers.chat import ChatTeacher
+from distill.traces.teachers.settings import ChatSettings
+from distill.traces.teachers.teacher import Question
 
 SHAPES = {  # random weights, Qwen2 layout; about 0.1M and 27M parameters
     "tiny": dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=172),

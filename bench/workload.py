@@ -17,7 +17,7 @@ from distill.errors import unknown_name
 from distill.packing.chat import ThinkFormat
 from distill.packing.source import read_traces
 from distill.tasks.registry import get_task
-from distill.traces.import_traces import LAYOUTS, import_file
+from distill.traces.layouts.import_traces import LAYOUTS, import_file
 from distill.traces.trace import Pair
 from distill.training.student import load_origin
 

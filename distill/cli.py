@@ -226,7 +226,7 @@ def traces_import(
 
     Example: distill traces import pairs.jsonl --layout pairs --out out/traces
     """
-    from distill.traces.import_traces import import_file
+    from distill.traces.layouts.import_traces import import_file
 
     roles = {"prompt": prompt, "reasoning": reasoning, "answer": answer, "ift": ift, "gold": gold}
     fields = {role: name for role, name in roles.items() if name is not None}
@@ -250,12 +250,12 @@ def traces_stats(
 
     Example: distill traces stats out/traces --html stats.html --project 100000
     """
-    from distill.traces.stats import stats
-    from distill.traces.stats_text import show_stats
+    from distill.traces.stats.stats import stats
+    from distill.traces.stats.text import show_stats
 
     found = stats(traces, tokenizer, project)
     if html is not None:
-        from distill.traces.stats_page import write_page
+        from distill.traces.stats.page import write_page
 
         write_page(traces, html, found)
     _show_result(found, show_stats, json)
@@ -283,7 +283,7 @@ def traces_export(
 
     Example: distill traces export out/traces --layout prompt-completion --mode reasoning --out train.jsonl
     """
-    from distill.traces.export import export
+    from distill.traces.layouts.export import export
 
     made = export(traces, layout, out, mode=mode, keep=keep, file_format=file_format, reasoning=reasoning)
     _show_dict("exported", made, json)
@@ -341,8 +341,8 @@ def traces_check(
     Example: distill traces check out/traces --against gsm8k:data/gsm8k --html check.html
     """
     from distill.settings import validate
-    from distill.traces.hygiene import CheckSettings, check
-    from distill.traces.hygiene_page import show
+    from distill.traces.hygiene.check import CheckSettings, check
+    from distill.traces.hygiene.page import show
 
     values = {"against": against or [], "near": near, "contaminated": contaminated}
     values["remove"] = [name for name in remove.split(",") if name]

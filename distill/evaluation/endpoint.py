@@ -37,8 +37,8 @@ from distill.serve import (
 )
 from distill.serve.tokens import split_thinking
 from distill.settings import Settings
-from distill.traces.chat_teacher import think_ids
 from distill.traces.faults import split_think
+from distill.traces.teachers.chat import think_ids
 
 CONCURRENCY = 32
 

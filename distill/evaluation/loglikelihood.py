@@ -16,8 +16,8 @@ import numpy as np
 from distill import console
 from distill.errors import InputError
 from distill.evaluation.questions import Asked, Prompts
-from distill.evaluation.resampling import of_scores
-from distill.evaluation.statistics import score
+from distill.evaluation.statistics.intervals import score
+from distill.evaluation.statistics.resampling import of_scores
 from distill.evaluation.subject import Subject
 from distill.journal import Journal
 from distill.serve import Endpoint

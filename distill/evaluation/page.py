@@ -16,9 +16,9 @@ import numpy as np
 
 from distill import artifact
 from distill.evaluation.answers import Answer
-from distill.evaluation.resampling import of_scores
-from distill.evaluation.significance import sign_flip_test
-from distill.evaluation.statistics import Interval, paired_difference, score
+from distill.evaluation.statistics.intervals import Interval, paired_difference, score
+from distill.evaluation.statistics.resampling import of_scores
+from distill.evaluation.statistics.significance import sign_flip_test
 from distill.report.blocks import Answer as Written
 from distill.report.blocks import (
     Block,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.answers import Answer
-from distill.evaluation.pass_at_k import majority_at_k
-from distill.evaluation.resampling import of_scores
-from distill.evaluation.statistics import score
+from distill.evaluation.statistics.intervals import score
+from distill.evaluation.statistics.pass_at_k import majority_at_k
+from distill.evaluation.statistics.resampling import of_scores
 from distill.tasks.answers import final_answer, final_number, option_letter
 from distill.tasks.problem import AnswerFormat
 

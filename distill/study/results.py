@@ -19,13 +19,13 @@ from distill.artifact import Artifact, read_json
 from distill.evaluation.answer_file import read_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.grading import metric_columns
-from distill.evaluation.power import minimum_detectable_difference
 from distill.evaluation.questions import Asked, ask
-from distill.evaluation.resampling import Sample, resample
 from distill.evaluation.server import engine_version
 from distill.evaluation.settings import Questions
-from distill.evaluation.significance import holm, sign_flip_test, swap_test
-from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, Interval, difference, score
+from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval, difference, score
+from distill.evaluation.statistics.power import minimum_detectable_difference
+from distill.evaluation.statistics.resampling import Sample, resample
+from distill.evaluation.statistics.significance import holm, sign_flip_test, swap_test
 from distill.flops import Hardware, hardware
 from distill.study.cells import Cell, cells
 from distill.study.settings import ArmRow, ContrastRow, StudySettings

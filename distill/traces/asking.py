@@ -26,7 +26,7 @@ from distill.traces.faults import FAULTS, HINTS
 from distill.traces.pairing import Answer
 from distill.traces.settings import GenerateOptions, GenerateSettings
 from distill.traces.store import trace_from_row, trace_to_row
-from distill.traces.teacher import Question, Teacher
+from distill.traces.teachers.teacher import Question, Teacher
 from distill.traces.top_k import Distributions
 from distill.traces.trace import MODES, Mode, Trace
 

@@ -27,8 +27,8 @@ from distill.traces.faults import FAULTS, HINTS, fault_of
 from distill.traces.pairing import Answer, pair_or_rejected
 from distill.traces.settings import GenerateOptions, GenerateSettings
 from distill.traces.store import KIND, PAIRS, REJECTED, Rejected, write_pairs
-from distill.traces.teacher import Question, Teacher
-from distill.traces.teachers import open_teacher
+from distill.traces.teachers.open_teacher import open_teacher
+from distill.traces.teachers.teacher import Question, Teacher
 from distill.traces.top_k import Distributions, top_k_file, write_top_k
 from distill.traces.trace import MODES, Mode, Pair, Trace
 

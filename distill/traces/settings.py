@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.settings import Settings
 from distill.tasks.problem import Split
 from distill.tasks.questions import QuestionFile
-from distill.traces.teacher_settings import EndpointSettings, TeacherSettings, VllmSettings
+from distill.traces.teachers.settings import EndpointSettings, TeacherSettings, VllmSettings
 
 __all__ = ["EndpointSettings", "GenerateOptions", "GenerateSettings", "VllmSettings"]
 

@@ -15,8 +15,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from distill.evaluation.resampling import Sample, of_scores, resample
-from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM, difference, score
+from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, difference, score
+from distill.evaluation.statistics.resampling import Sample, of_scores, resample
 from distill.tasks.task import Columns, Metric
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)

@@ -12,9 +12,9 @@ from distill.errors import InputError
 from distill.evaluation.answers import Answer
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.loglikelihood import loglikelihood_grades, options_of
-from distill.evaluation.matched_majority import matched_majority
 from distill.evaluation.questions import Asked, ask, prompt_ids
 from distill.evaluation.settings import EvaluateSettings
+from distill.evaluation.statistics.matched_majority import matched_majority
 from distill.evaluation.subject import load_subject
 from distill.tasks.problem import Problem
 

@@ -6,9 +6,9 @@ from time import process_time
 import numpy as np
 import pytest
 
-from distill.evaluation.pass_at_k import majority_at_k, pass_at_k
-from distill.evaluation.resampling import of_scores, resample
-from distill.evaluation.statistics import score
+from distill.evaluation.statistics.intervals import score
+from distill.evaluation.statistics.pass_at_k import majority_at_k, pass_at_k
+from distill.evaluation.statistics.resampling import of_scores, resample
 from distill.tasks.task import ACCURACY
 
 

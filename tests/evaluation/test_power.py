@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill.evaluation.power import expected_spread, minimum_detectable_difference
-from distill.evaluation.resampling import of_scores
-from distill.evaluation.seeds_and_questions import Spread
-from distill.evaluation.statistics import difference
+from distill.evaluation.statistics.intervals import difference
+from distill.evaluation.statistics.power import expected_spread, minimum_detectable_difference
+from distill.evaluation.statistics.resampling import of_scores
+from distill.evaluation.statistics.seeds_and_questions import Spread
 
 
 def test_without_seeds_it_is_the_normal_tests():

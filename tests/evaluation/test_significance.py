@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from distill.evaluation.significance import RECOMPUTED, holm, sign_flip_test, swap_test
+from distill.evaluation.statistics.significance import RECOMPUTED, holm, sign_flip_test, swap_test
 from distill.tasks.task import Columns, Metric, weighted_mean
 
 

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from distill.evaluation.resampling import distinct_rows, of_scores, resample
-from distill.evaluation.seeds_and_questions import Spread, spread
-from distill.evaluation.statistics import difference, paired_difference, score
+from distill.evaluation.statistics.intervals import difference, paired_difference, score
+from distill.evaluation.statistics.resampling import distinct_rows, of_scores, resample
+from distill.evaluation.statistics.seeds_and_questions import Spread, spread
 from distill.tasks.record import Record
 from distill.tasks.task import ACCURACY, Metric, weighted_mean
 

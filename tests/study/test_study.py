@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from distill.errors import InputError
-from distill.evaluation.statistics import Interval
+from distill.evaluation.statistics.intervals import Interval
 from distill.process import child_environment, distill_command
 from distill.settings import load, validate
 from distill.study import run as study_run

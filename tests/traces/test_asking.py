@@ -29,8 +29,8 @@ from distill.traces.generate import generate, generate_recipe
 from distill.traces.pairing import Answer
 from distill.traces.settings import EndpointSettings, GenerateOptions, GenerateSettings
 from distill.traces.store import read_pairs, read_rejected
-from distill.traces.teacher import Question
-from distill.traces.teachers import open_teacher
+from distill.traces.teachers.open_teacher import open_teacher
+from distill.traces.teachers.teacher import Question
 from distill.traces.trace import MODES, Trace
 
 

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from distill.traces.duplicates import jaccard, near_duplicates, shingles
-from distill.traces.words import word_hashes
+from distill.traces.hygiene.duplicates import jaccard, near_duplicates, shingles
+from distill.traces.hygiene.words import word_hashes
 
 
 def plain_shingles(text: list[str]) -> set[tuple[str, ...]]:

@@ -20,10 +20,10 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.process import child_environment
 from distill.tasks.problem import Problem
-from distill.traces import export as export_module
 from distill.traces.derive import deriving
-from distill.traces.export import export
-from distill.traces.import_traces import import_file
+from distill.traces.layouts import export as export_module
+from distill.traces.layouts.export import export
+from distill.traces.layouts.import_traces import import_file
 from distill.traces.store import Rejected, read_pairs, write_pairs
 from distill.traces.trace import MODES, Pair, Trace
 

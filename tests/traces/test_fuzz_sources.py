@@ -27,7 +27,7 @@ from distill.tasks.questions import OwnTask, QuestionFile
 from distill.traces import generate as generate_module
 from distill.traces.faults import FAULTS, fault_of
 from distill.traces.generate import generate
-from distill.traces.import_traces import import_file
+from distill.traces.layouts.import_traces import import_file
 from distill.traces.pairing import Answer
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import read_pairs, read_rejected

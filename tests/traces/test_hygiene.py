@@ -17,9 +17,9 @@ from distill.process import child_environment
 from distill.settings import validate
 from distill.tasks.problem import Problem
 from distill.traces.generate import generate
-from distill.traces.hygiene import CheckSettings, check
-from distill.traces.hygiene_page import show
-from distill.traces.import_traces import import_file
+from distill.traces.hygiene.check import CheckSettings, check
+from distill.traces.hygiene.page import show
+from distill.traces.layouts.import_traces import import_file
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import KIND, read_pairs, read_rejected, write_pairs
 from distill.traces.top_k import Distributions, read_top_k, top_k_file, write_top_k

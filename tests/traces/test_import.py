@@ -16,7 +16,7 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.tasks import get_task, rows
 from distill.tasks.task import split_of
-from distill.traces.import_traces import import_file
+from distill.traces.layouts.import_traces import import_file
 from distill.traces.store import read_pairs, read_rejected
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

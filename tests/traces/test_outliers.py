@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.traces.degenerate import looks_refused, loop
-from distill.traces.outliers import Languages, rare_languages, unusual_lengths
+from distill.traces.hygiene.degenerate import looks_refused, loop
+from distill.traces.hygiene.outliers import Languages, rare_languages, unusual_lengths
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 ENGLISH = (

@@ -10,9 +10,9 @@ import yaml
 
 from distill.errors import InputError
 from distill.tasks import get_task
-from distill.traces.evaluation_sets import EvaluationSet, evaluation_sets
-from distill.traces.overlap import NGRAM, EvaluationIndex
-from distill.traces.words import normal_form, word_hashes, words
+from distill.traces.hygiene.evaluation_sets import EvaluationSet, evaluation_sets
+from distill.traces.hygiene.overlap import NGRAM, EvaluationIndex
+from distill.traces.hygiene.words import normal_form, word_hashes, words
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -16,11 +16,11 @@ from distill import artifact
 from distill.cli import app
 from distill.errors import InputError
 from distill.tasks.problem import Problem
-from distill.traces.stats import stats
-from distill.traces.stats_columns import Names
-from distill.traces.stats_numbers import histogram, lengths, project, share, wilson
-from distill.traces.stats_page import render, write_page
-from distill.traces.stats_text import show_stats
+from distill.traces.stats.columns import Names
+from distill.traces.stats.numbers import histogram, lengths, project, share, wilson
+from distill.traces.stats.page import render, write_page
+from distill.traces.stats.stats import stats
+from distill.traces.stats.text import show_stats
 from distill.traces.store import Rejected, pair_at, write_pairs
 from distill.traces.trace import MODES, Pair, Trace
 

@@ -22,14 +22,15 @@ from distill.serve import Endpoint, patience
 from distill.settings import validate
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
-from distill.traces import chat_teacher, vllm_teacher
-from distill.traces.endpoint_teacher import EndpointTeacher
 from distill.traces.generate import generate
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import read_pairs
-from distill.traces.teacher import Question
-from distill.traces.teacher_settings import EndpointSettings, VllmSettings
-from distill.traces.vllm_teacher import VllmTeacher
+from distill.traces.teachers import chat as chat_teacher
+from distill.traces.teachers import vllm as vllm_teacher
+from distill.traces.teachers.endpoint import EndpointTeacher
+from distill.traces.teachers.settings import EndpointSettings, VllmSettings
+from distill.traces.teachers.teacher import Question
+from distill.traces.teachers.vllm import VllmTeacher
 
 _spec = importlib.util.spec_from_file_location("faulty_proxy", Path(__file__).with_name("faulty_proxy.py"))
 faults = importlib.util.module_from_spec(_spec)
@@ -311,7 +312,7 @@ def test_two_models_share_a_stream_and_no_key(teacher, proxy, monkeypatch):
     changes = {"thinking": "models", "ift_model": "small", "ift_url": proxy.url, "api_key_env": "FIRST_KEY"}
     asked = endpoint_teacher(teacher.url, **changes)
     assert asked.endpoints["reasoning"].api_key == "sk-first" and asked.endpoints["ift"].api_key is None
-    monkeypatch.setattr("distill.traces.endpoint_teacher.check_endpoint", lambda endpoint: None)
+    monkeypatch.setattr("distill.traces.teachers.endpoint.check_endpoint", lambda endpoint: None)
     answers = ask(asked, questions_of("add", 12))
     assert set(keys) == {"small"} and {body["model"] for body in teacher.bodies} == {"fake", "small"}
     for question, answer in answers.items():

@@ -16,11 +16,11 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.process import child_environment
 from distill.tasks import get_task
-from distill.traces.endpoint_teacher import EndpointTeacher
 from distill.traces.generate import generate, generate_recipe
 from distill.traces.settings import EndpointSettings, GenerateSettings
 from distill.traces.store import read_pairs
-from distill.traces.teacher import Question
+from distill.traces.teachers.endpoint import EndpointTeacher
+from distill.traces.teachers.teacher import Question
 from distill.traces.top_k import Distributions, TopK, read_top_k, write_top_k
 from distill.traces.vocabulary import Vocabulary, load_tokenizer
 

@@ -15,7 +15,7 @@ from distill.tasks.problem import Problem
 from distill.traces import verify as verify_module
 from distill.traces.derive import deriving
 from distill.traces.generate import generate
-from distill.traces.import_traces import import_file
+from distill.traces.layouts.import_traces import import_file
 from distill.traces.settings import GenerateSettings
 from distill.traces.store import read_pairs, read_rejected
 from distill.traces.trace import MODES

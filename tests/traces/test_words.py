@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill.process import child_environment
-from distill.traces.words import clipped, marked, ngrams, normal_form, word_hashes, words
+from distill.traces.hygiene.words import clipped, marked, ngrams, normal_form, word_hashes, words
 
 SAME = [
     ("How many apples?", "  how MANY\napples"),
@@ -81,7 +81,7 @@ def test_ngrams_are_equal_where_the_words_are(rng):
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = "from distill.traces.words import *; print(ngrams(word_hashes(words('Ein Text, 小明 with 5 words')), 2).tolist())"
+    code = "from distill.traces.hygiene.words import *; print(ngrams(word_hashes(words('Ein Text, 小明 with 5 words')), 2).tolist())"
     here = ngrams(word_hashes(words("Ein Text, 小明 with 5 words")), 2).tolist()
     for seed in ("0", "1"):
         environment = child_environment() | {"PYTHONHASHSEED": seed}

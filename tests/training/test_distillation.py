@@ -18,7 +18,7 @@ from distill.packing.source import read_traces
 from distill.packing.teacher_rows import TeacherTarget, teacher_rows
 from distill.tasks import get_task
 from distill.traces.store import KIND, read_pairs, write_pairs
-from distill.traces.teachers import SolverTeacher
+from distill.traces.teachers.solver import SolverTeacher
 from distill.traces.top_k import Distributions, read_top_k, top_k_file, write_top_k
 from distill.traces.trace import Pair
 from distill.traces.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from distill.evaluation.resampling import distinct_rows
+from distill.evaluation.statistics.resampling import distinct_rows
 from distill.tasks.task import Columns, Metric
 
 DRAWS = 9999  # of sign flips, where the sums are too many to list

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from scipy import special
 
-from distill.evaluation.seeds_and_questions import Spread
-from distill.evaluation.statistics import SEEDS_FOR_A_CLAIM
+from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM
+from distill.evaluation.statistics.seeds_and_questions import Spread
 
 POWER = 0.8
 

@@ -13,11 +13,11 @@ from distill.artifact import Artifact, require_file_place, write_atomic
 from distill.errors import InputError, unknown_name
 from distill.settings import Settings
 from distill.traces.derive import deriving
-from distill.traces.duplicates import PERMUTATIONS, SEED, SHINGLE, SHORTEST, jaccard
-from distill.traces.evaluation_sets import EvaluationSet, evaluation_sets
-from distill.traces.examine import PARTS, Findings, examine
-from distill.traces.hygiene_report import report
-from distill.traces.overlap import NGRAM, EvaluationIndex
+from distill.traces.hygiene.duplicates import PERMUTATIONS, SEED, SHINGLE, SHORTEST, jaccard
+from distill.traces.hygiene.evaluation_sets import EvaluationSet, evaluation_sets
+from distill.traces.hygiene.examine import PARTS, Findings, examine
+from distill.traces.hygiene.overlap import NGRAM, EvaluationIndex
+from distill.traces.hygiene.report import report
 from distill.traces.store import KIND, MADE_BY, Rejected
 from distill.traces.trace import Mode, Pair
 
@@ -76,7 +76,7 @@ def check(
     if removed is not None:
         result["removed"] = {"path": str(out), "key": removed.key, **removed.summary}
     if html is not None:
-        from distill.traces.hygiene_page import render
+        from distill.traces.hygiene.page import render
 
         write_atomic(html, render(result))
     return result

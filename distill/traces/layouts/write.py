@@ -1,4 +1,4 @@
-"""How a pair is written as rows of each layout: the other direction of read_layouts.py.
+"""How a pair is written as rows of each layout: the other direction of read.py.
 
 A layout that cannot hold a pair, or would give back another one when it is read, refuses it with the reason.
 """
@@ -14,19 +14,19 @@ from distill.tasks import aqua, gsm8k
 from distill.tasks.answers import final_number, option_letter
 from distill.tasks.file_task import Worked
 from distill.tasks.rows import Row
-from distill.traces import layouts
 from distill.traces.faults import CLOSING, OPENING, split_think
+from distill.traces.layouts import names
 from distill.traces.trace import MODES, Mode, Pair, Trace
 
 Style = Literal["tags", "field"]  # where a message has its reasoning
 
 _TEXT = pa.string()
 _ABOUT = {
-    layouts.GOLD: _TEXT,
-    layouts.TASK: _TEXT,
-    layouts.ANSWER_FORMAT: _TEXT,
-    layouts.ID: _TEXT,
-    layouts.SAMPLE: pa.int32(),
+    names.GOLD: _TEXT,
+    names.TASK: _TEXT,
+    names.ANSWER_FORMAT: _TEXT,
+    names.ID: _TEXT,
+    names.SAMPLE: pa.int32(),
 }
 _TRACE = {"teacher": _TEXT, "verified": pa.bool_(), "verdict": _TEXT}
 
@@ -67,17 +67,17 @@ def tagged(trace: Trace) -> str:
 def _about(pair: Pair) -> Row:
     problem = pair.problem
     return {
-        layouts.GOLD: problem.gold,
-        layouts.TASK: problem.task,
-        layouts.ANSWER_FORMAT: problem.answer_format,
-        layouts.ID: problem.id,
-        layouts.SAMPLE: pair.sample,
+        names.GOLD: problem.gold,
+        names.TASK: problem.task,
+        names.ANSWER_FORMAT: problem.answer_format,
+        names.ID: problem.id,
+        names.SAMPLE: pair.sample,
     }
 
 
 def _pairs(pair: Pair, writing: Writing) -> Iterator[Row]:
     texts = {mode: tagged(pair.trace(mode)) for mode in MODES}
-    yield {layouts.PROMPT: pair.problem.prompt, **texts, **_about(pair)}
+    yield {names.PROMPT: pair.problem.prompt, **texts, **_about(pair)}
 
 
 def _hub(pair: Pair, writing: Writing) -> Iterator[Row]:
@@ -93,7 +93,7 @@ def _hub(pair: Pair, writing: Writing) -> Iterator[Row]:
 
 
 def _pair_columns(_: Writing) -> dict[str, pa.DataType]:
-    return {layouts.PROMPT: _TEXT, layouts.REASONING: _TEXT, layouts.IFT: _TEXT, **_ABOUT}
+    return {names.PROMPT: _TEXT, names.REASONING: _TEXT, names.IFT: _TEXT, **_ABOUT}
 
 
 def _hub_columns(writing: Writing) -> dict[str, pa.DataType]:
@@ -105,46 +105,46 @@ def _hub_columns(writing: Writing) -> dict[str, pa.DataType]:
 def _prompt_completion(pair: Pair, writing: Writing) -> Iterator[Row]:
     for mode in writing.modes:
         answer = _message(pair.trace(mode), writing)
-        yield {layouts.PROMPT: [_asked(pair)], layouts.COMPLETION: [answer], layouts.MODE: mode, **_about(pair)}
+        yield {names.PROMPT: [_asked(pair)], names.COMPLETION: [answer], names.MODE: mode, **_about(pair)}
 
 
 def _messages(pair: Pair, writing: Writing) -> Iterator[Row]:
     for mode in writing.modes:
         messages = [_asked(pair), _message(pair.trace(mode), writing)]
-        yield {layouts.MESSAGES: messages, layouts.MODE: mode, **_about(pair)}
+        yield {names.MESSAGES: messages, names.MODE: mode, **_about(pair)}
 
 
 def _sharegpt(pair: Pair, writing: Writing) -> Iterator[Row]:
     for mode in writing.modes:
-        said = ((layouts.USER, pair.problem.prompt), (layouts.ASSISTANT, tagged(pair.trace(mode))))
-        turns = [{layouts.FROM: layouts.SHAREGPT_ROLES[role], layouts.VALUE: text} for role, text in said]
-        yield {layouts.CONVERSATIONS: turns, layouts.MODE: mode, **_about(pair)}
+        said = ((names.USER, pair.problem.prompt), (names.ASSISTANT, tagged(pair.trace(mode))))
+        turns = [{names.FROM: names.SHAREGPT_ROLES[role], names.VALUE: text} for role, text in said]
+        yield {names.CONVERSATIONS: turns, names.MODE: mode, **_about(pair)}
 
 
 def _asked(pair: Pair) -> Row:
-    return {layouts.ROLE: layouts.USER, layouts.CONTENT: pair.problem.prompt}
+    return {names.ROLE: names.USER, names.CONTENT: pair.problem.prompt}
 
 
 def _message(trace: Trace, writing: Writing) -> Row:
     text = tagged(trace)
     if writing.style == "tags" or trace.mode == "ift":
-        return {layouts.ROLE: layouts.ASSISTANT, layouts.CONTENT: text}
+        return {names.ROLE: names.ASSISTANT, names.CONTENT: text}
     return {
-        layouts.ROLE: layouts.ASSISTANT,
-        layouts.REASONING_CONTENT: trace.reasoning,
-        layouts.CONTENT: trace.answer,
+        names.ROLE: names.ASSISTANT,
+        names.REASONING_CONTENT: trace.reasoning,
+        names.CONTENT: trace.answer,
     }
 
 
 def _conversation(*fields: str) -> Callable[[Writing], dict[str, pa.DataType]]:
     def columns(writing: Writing) -> dict[str, pa.DataType]:
-        names = [layouts.ROLE, layouts.CONTENT]
+        parts = [names.ROLE, names.CONTENT]
         if writing.style == "field":
-            names.insert(1, layouts.REASONING_CONTENT)
-        if fields == (layouts.CONVERSATIONS,):
-            names = [layouts.FROM, layouts.VALUE]
-        message = pa.struct([(name, _TEXT) for name in names])
-        return {**{field: pa.list_(message) for field in fields}, layouts.MODE: _TEXT, **_ABOUT}
+            parts.insert(1, names.REASONING_CONTENT)
+        if fields == (names.CONVERSATIONS,):
+            parts = [names.FROM, names.VALUE]
+        message = pa.struct([(name, _TEXT) for name in parts])
+        return {**{field: pa.list_(message) for field in fields}, names.MODE: _TEXT, **_ABOUT}
 
     return columns
 
@@ -206,10 +206,10 @@ def _read_back(row: Row, pair: Pair, parse_row: Callable[[Row, str], Worked]) ->
 LAYOUTS: dict[str, Layout] = {
     "pairs": Layout(_pairs, _pair_columns),
     "prompt-completion": Layout(
-        _prompt_completion, _conversation(layouts.PROMPT, layouts.COMPLETION), by_trace=True, messages=True
+        _prompt_completion, _conversation(names.PROMPT, names.COMPLETION), by_trace=True, messages=True
     ),
-    "messages": Layout(_messages, _conversation(layouts.MESSAGES), by_trace=True, messages=True),
-    "sharegpt": Layout(_sharegpt, _conversation(layouts.CONVERSATIONS), by_trace=True),
+    "messages": Layout(_messages, _conversation(names.MESSAGES), by_trace=True, messages=True),
+    "sharegpt": Layout(_sharegpt, _conversation(names.CONVERSATIONS), by_trace=True),
     "gsm8k": Layout(_gsm8k, lambda _: {"question": _TEXT, "answer": _TEXT}),
     "aqua": Layout(
         _aqua, lambda _: {"question": _TEXT, "options": pa.list_(_TEXT), "rationale": _TEXT, "correct": _TEXT}

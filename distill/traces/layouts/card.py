@@ -15,8 +15,8 @@ from distill import artifact
 from distill.report.numbers import DASH, count, percent, usd
 from distill.report.text import shorten
 from distill.traces.faults import FAULTS
-from distill.traces.stats import stats
-from distill.traces.stats_text import length_text, share_text
+from distill.traces.stats.stats import stats
+from distill.traces.stats.text import length_text, share_text
 from distill.traces.store import KIND, MADE_BY
 from distill.traces.trace import MODES
 

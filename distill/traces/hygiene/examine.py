@@ -11,13 +11,13 @@ import numpy as np
 
 from distill import console
 from distill.tasks.problem import Problem
-from distill.traces.degenerate import looks_refused, loop
-from distill.traces.duplicates import SHORTEST, Near, near_duplicates, shingles
-from distill.traces.outliers import Languages, rare_languages, unusual_lengths
-from distill.traces.overlap import EvaluationIndex, Match
+from distill.traces.hygiene.degenerate import looks_refused, loop
+from distill.traces.hygiene.duplicates import SHORTEST, Near, near_duplicates, shingles
+from distill.traces.hygiene.outliers import Languages, rare_languages, unusual_lengths
+from distill.traces.hygiene.overlap import EvaluationIndex, Match
+from distill.traces.hygiene.words import marked, normal_form, word_hashes, words
 from distill.traces.store import iter_pairs
 from distill.traces.trace import Mode, Pair
-from distill.traces.words import marked, normal_form, word_hashes, words
 
 # What of a pair is measured, and the mode it belongs to.
 PARTS: dict[str, Mode | None] = {

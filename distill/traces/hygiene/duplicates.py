@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.traces.words import ngrams
+from distill.traces.hygiene.words import ngrams
 
 SHINGLE = 3  # words in a row. One word changed in n is a similarity of (n - 5) / (n + 1): 0.81 of 30 words
 SHORTEST = 8  # words. In fewer, one other word leaves little in common: shorter questions are compared word for word

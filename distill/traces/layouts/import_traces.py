@@ -1,4 +1,4 @@
-"""`distill traces import`: pairs from files that have the answers already. read_layouts.py says how a row is read.
+"""`distill traces import`: pairs from files that have the answers already. read.py says how a row is read.
 
 Every row of the file becomes a pair, one half of a pair, or is set aside in rejected.parquet with the reason: by
 default the first bad row ends the import with its line; with `skip_bad` bad rows are set aside, and are counted.
@@ -30,10 +30,10 @@ from distill.tasks.jsonl import checked_text
 from distill.tasks.messages import SystemMessages
 from distill.tasks.rows import Source, open_source
 from distill.tasks.task import split_of
-from distill.traces import layouts
 from distill.traces.faults import FAULTS, fault_of
+from distill.traces.layouts import names
+from distill.traces.layouts.read import BESIDE, LAYOUTS, TASK, Found, Layout, Reading
 from distill.traces.pairing import Answer, pair_or_rejected
-from distill.traces.read_layouts import BESIDE, LAYOUTS, TASK, Found, Layout, Reading
 from distill.traces.store import KIND, Rejected, write_pairs
 from distill.traces.trace import MODES, Mode, Pair
 
@@ -110,7 +110,7 @@ def import_file(
 def _open(path: Path, how: Layout, reading: Reading, named: Mapping[str, str]) -> Source:
     source = open_source(path, None if how.check else [*filter(None, reading.fields.values()), *BESIDE])
     # Of a file that is read for one mode only, the other's field may be missing.
-    unread = {"reasoning": (layouts.IFT,), "ift": (layouts.REASONING, layouts.ANSWER)}.get(reading.mode, ())
+    unread = {"reasoning": (names.IFT,), "ift": (names.REASONING, names.ANSWER)}.get(reading.mode, ())
     for role, field in reading.fields.items():
         if role not in unread and (role in named or role not in how.optional):
             source.require(field)

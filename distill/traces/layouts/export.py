@@ -24,10 +24,10 @@ from distill.artifact import file_sha256, require_file_place
 from distill.console import progress
 from distill.errors import InputError, unknown_name
 from distill.tasks.rows import Row
-from distill.traces.export_card import card
+from distill.traces.layouts.card import card
+from distill.traces.layouts.write import LAYOUTS, Misfit, Style, Writing
 from distill.traces.store import PAIRS, iter_columns, iter_pairs
 from distill.traces.trace import MODES, Pair
-from distill.traces.write_layouts import LAYOUTS, Misfit, Style, Writing
 
 Modes = Literal["reasoning", "ift", "both"]
 Keep = Literal["verified", "all"]

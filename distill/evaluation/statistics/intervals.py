@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from distill.evaluation.resampling import Sample
-from distill.evaluation.seeds_and_questions import Spread, spread
+from distill.evaluation.statistics.resampling import Sample
+from distill.evaluation.statistics.seeds_and_questions import Spread, spread
 
 SEEDS_FOR_A_CLAIM = 3
 

@@ -14,12 +14,12 @@ from distill.errors import InputError
 from distill.serve.client import ChatCompletion, ChatRequest, SamplingSettings, chat_stream
 from distill.serve.endpoint import Endpoint, tokenize
 from distill.serve.patience import ServerGone
-from distill.traces.capture import capture_fields, captured_temperature, check_tokenizer
 from distill.traces.faults import CLOSING, OPENING
 from distill.traces.pairing import Answer
-from distill.traces.read_reply import ThinkIds, read_reply
-from distill.traces.teacher import Question
-from distill.traces.teacher_settings import ChatSettings
+from distill.traces.teachers.capture import capture_fields, captured_temperature, check_tokenizer
+from distill.traces.teachers.read_reply import ThinkIds, read_reply
+from distill.traces.teachers.settings import ChatSettings
+from distill.traces.teachers.teacher import Question
 from distill.traces.top_k import Distributions
 from distill.traces.trace import MODES, Mode
 from distill.traces.vocabulary import Vocabulary, load_tokenizer

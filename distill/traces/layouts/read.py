@@ -23,16 +23,16 @@ from distill.tasks.messages import Message, SystemMessages, one_question, read_m
 from distill.tasks.problem import AnswerFormat, Problem
 from distill.tasks.questions import gold_text, prompt_text
 from distill.tasks.rows import Row
-from distill.traces import layouts
 from distill.traces.faults import fault_of, split_think
+from distill.traces.layouts import names
 from distill.traces.pairing import Answer
 from distill.traces.trace import MODES, Mode, Trace
 
 TASK = "imported"  # of problems that belong to no task of ours: they have no checker
 SOLVER = "solver"  # who wrote the worked solutions of a task's file, as in `generate`
 # What is read beside a layout's own fields, where it is there.
-BESIDE = (layouts.MODE, layouts.SAMPLE, layouts.SYSTEM, layouts.ID, layouts.TASK, layouts.ANSWER_FORMAT)
-_OWN_REASONING = (layouts.REASONING_CONTENT, "reasoning", "thinking")  # fields of an assistant's message
+BESIDE = (names.MODE, names.SAMPLE, names.SYSTEM, names.ID, names.TASK, names.ANSWER_FORMAT)
+_OWN_REASONING = (names.REASONING_CONTENT, "reasoning", "thinking")  # fields of an assistant's message
 
 Checker = Callable[[Problem, str], bool]
 
@@ -81,17 +81,17 @@ def _pairs(row: Row, where: str, reading: Reading) -> Found:
     answers = {}
     for mode in MODES if reading.mode is None else (reading.mode,):
         text = text_field(row, fields[mode], where)
-        if mode == "reasoning" and fields[layouts.ANSWER]:
-            answers[mode] = _answer(mode, reading, text.strip(), text_field(row, fields[layouts.ANSWER], where).strip())
+        if mode == "reasoning" and fields[names.ANSWER]:
+            answers[mode] = _answer(mode, reading, text.strip(), text_field(row, fields[names.ANSWER], where).strip())
         else:
             answers[mode] = _answer(mode, reading, *split_think(text))
-    prompt = prompt_text(row, fields[layouts.PROMPT], where, reading.system)
+    prompt = prompt_text(row, fields[names.PROMPT], where, reading.system)
     return Found(_problem(row, prompt, where, reading), answers, _sample(row))
 
 
 def _prompt_completion(row: Row, where: str, reading: Reading) -> Found:
-    prompt = prompt_text(row, reading.fields[layouts.PROMPT], where, reading.system)
-    field = reading.fields[layouts.COMPLETION]
+    prompt = prompt_text(row, reading.fields[names.PROMPT], where, reading.system)
+    field = reading.fields[names.COMPLETION]
     completion = value_at(row, field, where)
     if isinstance(completion, list):
         messages = read_messages(completion, field, where)
@@ -109,11 +109,9 @@ def _conversation(role: str) -> Callable[[Row, str, Reading], Found]:
         messages = read_messages(value_at(row, field, where), field, where)
         if messages[-1].role != "assistant":
             raise InputError(f"{where}: field {field!r}: expected the assistant's answer at the end")
-        if (
-            _given(row, layouts.SYSTEM) and messages[0].role != "system"
-        ):  # beside the conversation, as some files have it
-            text = {"role": "system", "content": row[layouts.SYSTEM]}
-            messages = [Message("system", text, layouts.SYSTEM, "content"), *messages]
+        if _given(row, names.SYSTEM) and messages[0].role != "system":  # beside the conversation, as some files have it
+            text = {"role": "system", "content": row[names.SYSTEM]}
+            messages = [Message("system", text, names.SYSTEM, "content"), *messages]
         prompt = one_question(messages[:-1], field, where, reading.system).strip()
         return _one(row, prompt, _answered(messages[-1], where), where, reading)
 
@@ -135,14 +133,14 @@ def _worked(parse_row: Callable[[Row, str], Worked]) -> Callable[[Row, str, Read
 
 def _one(row: Row, prompt: str, answer: tuple[str, str, str | None], where: str, reading: Reading) -> Found:
     """A row with one answer, in the mode of its file or its own."""
-    said = row.get(layouts.MODE)
+    said = row.get(names.MODE)
     if reading.mode is None and said not in MODES:
         raise InputError(
-            f"{where}: one answer a row, and no field {layouts.MODE!r} that says whether it is {' or '.join(MODES)}; "
+            f"{where}: one answer a row, and no field {names.MODE!r} that says whether it is {' or '.join(MODES)}; "
             "--ift-from names a file with the other answers, or says 'stripped'"
         )
     if reading.mode is not None and said in MODES and said != reading.mode:
-        raise InputError(f"{where}: field {layouts.MODE!r}: expected {reading.mode}, found {said}")
+        raise InputError(f"{where}: field {names.MODE!r}: expected {reading.mode}, found {said}")
     mode = reading.mode or said
     return Found(_problem(row, prompt, where, reading), {mode: _answer(mode, reading, *answer)}, _sample(row))
 
@@ -168,41 +166,40 @@ def _answer(mode: Mode, reading: Reading, reasoning: str, answer: str, fault: st
 
 
 def _problem(row: Row, prompt: str, where: str, reading: Reading) -> Problem:
-    field = reading.fields[layouts.GOLD]
+    field = reading.fields[names.GOLD]
     # Under its usual name it may be left out, or empty; a field that was named must be there.
-    usual = field == layouts.GOLD and not _given(row, field)
+    usual = field == names.GOLD and not _given(row, field)
     gold = "" if usual else gold_text(value_at(row, field, where), field, where)
-    task, answer_format = row.get(layouts.TASK), row.get(layouts.ANSWER_FORMAT)
+    task, answer_format = row.get(names.TASK), row.get(names.ANSWER_FORMAT)
     if isinstance(task, str) and task.isprintable():
         problem = Problem(task, prompt, gold, answer_format if answer_format in get_args(AnswerFormat) else "open")
-        if row.get(layouts.ID) == problem.id:  # a row of `distill traces export`
+        if row.get(names.ID) == problem.id:  # a row of `distill traces export`
             return problem
     return Problem(TASK, prompt, gold, "open")
 
 
 def _sample(row: Row) -> int | None:
-    said = row.get(layouts.SAMPLE)
+    said = row.get(names.SAMPLE)
     return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said < 2**31 else None
 
 
 def _layout(read: Callable[[Row, str, Reading], Found], *fields: str, **more: Any) -> Layout:
-    names = {field: field for field in (*fields, layouts.GOLD)}
-    return Layout(read, names, (layouts.GOLD,), **more)
+    return Layout(read, {field: field for field in (*fields, names.GOLD)}, (names.GOLD,), **more)
 
 
 LAYOUTS: dict[str, Layout] = {
     "pairs": Layout(
         _pairs,
         {
-            **{name: name for name in (layouts.PROMPT, layouts.REASONING, layouts.IFT, layouts.GOLD)},
-            layouts.ANSWER: "",  # the answer after the reasoning, where it has a field of its own
+            **{name: name for name in (names.PROMPT, names.REASONING, names.IFT, names.GOLD)},
+            names.ANSWER: "",  # the answer after the reasoning, where it has a field of its own
         },
-        (layouts.GOLD, layouts.ANSWER),
+        (names.GOLD, names.ANSWER),
         both=True,
     ),
     "gsm8k": Layout(_worked(gsm8k.parse_row), {}, check=gsm8k.is_correct, both=True),
     "aqua": Layout(_worked(aqua.parse_row), {}, check=aqua.is_correct, both=True),
-    "prompt-completion": _layout(_prompt_completion, layouts.PROMPT, layouts.COMPLETION),
-    "messages": _layout(_conversation(layouts.MESSAGES), layouts.MESSAGES),
-    "sharegpt": _layout(_conversation(layouts.CONVERSATIONS), layouts.CONVERSATIONS),
+    "prompt-completion": _layout(_prompt_completion, names.PROMPT, names.COMPLETION),
+    "messages": _layout(_conversation(names.MESSAGES), names.MESSAGES),
+    "sharegpt": _layout(_conversation(names.CONVERSATIONS), names.CONVERSATIONS),
 }

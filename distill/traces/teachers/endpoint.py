@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable
 
 from distill.serve.endpoint import Endpoint, check_endpoint, clean_key
-from distill.traces.chat_teacher import ChatTeacher
 from distill.traces.pairing import Answer
-from distill.traces.teacher import Question
-from distill.traces.teacher_settings import EndpointSettings
+from distill.traces.teachers.chat import ChatTeacher
+from distill.traces.teachers.settings import EndpointSettings
+from distill.traces.teachers.teacher import Question
 from distill.traces.trace import Mode
 
 

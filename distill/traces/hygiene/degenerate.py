@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from distill.traces.words import UNSPACED, ngrams
+from distill.traces.hygiene.words import UNSPACED, ngrams
 
 LOOP_WORDS, LOOP_TIMES = 10, 10  # ten words in a row that come ten times
 _OPENING = 300  # characters: a refusal comes first

@@ -30,7 +30,7 @@ from distill.report.page import render_page
 from distill.report.text import shorten
 from distill.traces.bill import GOLD
 from distill.traces.faults import FAULTS
-from distill.traces.stats_text import AMOUNTS, range_text
+from distill.traces.stats.text import AMOUNTS, range_text
 from distill.traces.store import KIND, MADE_BY, pair_at
 from distill.traces.trace import MODES, Mode, Pair
 

@@ -3,11 +3,11 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-from distill.traces.duplicates import SHORTEST, jaccard
-from distill.traces.evaluation_sets import EvaluationSet
-from distill.traces.examine import LISTED, SHOWN, Findings, Hit, Outlier
-from distill.traces.overlap import NGRAM, EvaluationIndex
-from distill.traces.words import clipped, marked
+from distill.traces.hygiene.duplicates import SHORTEST, jaccard
+from distill.traces.hygiene.evaluation_sets import EvaluationSet
+from distill.traces.hygiene.examine import LISTED, SHOWN, Findings, Hit, Outlier
+from distill.traces.hygiene.overlap import NGRAM, EvaluationIndex
+from distill.traces.hygiene.words import clipped, marked
 
 _MEMBERS = 10  # of a group that are listed
 

@@ -11,10 +11,10 @@ from distill.artifact import folder_identity
 from distill.console import note
 from distill.serve.adapter import read_adapter
 from distill.serve.server import Server, ServerSettings, check_checkpoint
-from distill.traces.chat_teacher import ChatTeacher
 from distill.traces.pairing import Answer
-from distill.traces.teacher import Question
-from distill.traces.teacher_settings import VllmSettings
+from distill.traces.teachers.chat import ChatTeacher
+from distill.traces.teachers.settings import VllmSettings
+from distill.traces.teachers.teacher import Question
 from distill.traces.trace import Mode
 
 WATCH_S = 0.5

@@ -7,8 +7,8 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.evaluation.answers import Answer
-from distill.evaluation.pass_at_k import majority_at_k
 from distill.evaluation.samples_and_budgets import by_question, headline, vote
+from distill.evaluation.statistics.pass_at_k import majority_at_k
 from distill.tasks.problem import AnswerFormat
 
 

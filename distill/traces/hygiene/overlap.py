@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.traces.evaluation_sets import EvaluationSet
-from distill.traces.words import ngrams, normal_form, word_hashes, words
+from distill.traces.hygiene.evaluation_sets import EvaluationSet
+from distill.traces.hygiene.words import ngrams, normal_form, word_hashes, words
 
 NGRAM = 13
 _POSTINGS = 64  # evaluation questions that one run of words is looked up in; a phrase of more is boilerplate

@@ -1,6 +1,6 @@
 """`distill traces stats`: what is in a trace set, as numbers (docs/traces.md names every field).
 
-Nothing here reads a text twice or holds more than one batch of them: stats_columns.py makes arrays, this file counts.
+Nothing here reads a text twice or holds more than one batch of them: columns.py makes arrays, this file counts.
 """
 
 from collections import Counter
@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from distill import artifact
 from distill.errors import InputError
-from distill.traces.stats_columns import UNKNOWN, Rows, Side, read_columns
-from distill.traces.stats_numbers import CONFIDENCE, exact_sum, lengths, project, share
+from distill.traces.stats.columns import UNKNOWN, Rows, Side, read_columns
+from distill.traces.stats.numbers import CONFIDENCE, exact_sum, lengths, project, share
 from distill.traces.store import KIND, MADE_BY
 from distill.traces.trace import MODES, Mode
 
