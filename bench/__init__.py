@@ -13,8 +13,14 @@
     training.py     `distill bench training`: our trainer beside TRL's on the same work
     training_memory.py  `distill bench training --memory`: what a step takes as its row grows
     memory_child.py a process in which memory is measured, and its peak
-    gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering
-    traces.py       `distill bench traces`: generation through our teacher beside vLLM's own; traces_child.py, the latter
+    gap.py          `distill bench gap`: what reasoning costs beside IFT, in training and in answering; gap_*.py, the two
+                    halves, its tables and its page
+    traces.py       `distill bench traces`: generation through our teacher beside vLLM's own
+    evaluation.py   `distill bench evaluation`: evaluation_generation.py, its loop beside vLLM's own; evaluation_grading.py,
+                    how fast answers are graded
+    serving.py      `distill bench serving`: our load beside vLLM's client, what measuring costs the server, the
+                    clients' ceiling; serving_turns.py, who takes turns; serving_child.py, vLLM's client
+    offline.py      vLLM's own offline generation; offline_child.py, its process
     workload.py     what the training benchmark trains on: documents and one initial student
     contender.py    the child process that trains with one trainer, a few steps at a time
     turns.py        how the parent lets such children take turns
@@ -41,6 +47,10 @@ _HOMES = {
     "bench_training_memory": "training_memory",
     "TracesBenchSettings": "traces",
     "bench_traces": "traces",
+    "EvaluationBenchSettings": "evaluation",
+    "bench_evaluation": "evaluation",
+    "ServingBenchSettings": "serving",
+    "bench_serving": "serving",
     "GapSettings": "gap",
     "bench_gap": "gap",
 }

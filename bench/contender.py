@@ -1,8 +1,8 @@
 """The child process of a training benchmark: one trainer, run as its users run it, stopped after every turn.
 
 Both trainers are timed by the same instrument, a hook that torch calls after every optimizer step. A record is
-{"seconds": since the last step ended or the turn began, "rss_bytes", "peak_rss_bytes": of this process at that moment}
-and, for TRL, what the step trained on (see peer.py). The first step's seconds include the set-up.
+{"seconds": since the last step ended or the turn began, "rss_bytes", "peak_rss_bytes": of this process at that moment,
+"peak_device_bytes": of tensors on the GPU so far, None without one} and, for TRL, what the step trained on (see peer.py). The first step's seconds include the set-up.
 """
 
 import json
@@ -42,7 +42,11 @@ class Turns:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self.started
-        memory = {"rss_bytes": self.process.memory_info().rss, "peak_rss_bytes": peak_rss_bytes()}
+        memory = {
+            "rss_bytes": self.process.memory_info().rss,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        }
         self.records.append({"seconds": seconds, **memory, **self.counts(self.done)})
         self.done += 1
         self.left -= 1

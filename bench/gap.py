@@ -6,9 +6,9 @@ vLLM servers that get the same questions in turns. A cost factor is reasoning ov
     cost factor = token factor x per-token factor
 
 per training example, per answer, and per correct answer (all tokens and seconds, unfinished answers included, over
-correct ones). `modelled` counts FLOPs from shapes and lengths; `measured` takes seconds, with a 95 % interval over the
-interleaved rounds (spread.py). Every round has questions of its own, so that interval holds their choice, too; it
-speaks of these two students, not of reasoning as such.
+correct ones). `modelled` counts FLOPs from shapes and lengths; `measured` takes seconds and joules, with a 95 % interval
+over the interleaved rounds, and over the questions, of which every round has its own. It speaks of these two students,
+not of reasoning as such.
 
 The result:
 
@@ -16,18 +16,28 @@ The result:
     training
       ift, reasoning         steps, examples, tokens_per_example, supervised_tokens_per_example, flops_per_example
         measured             seconds_per_step, seconds_per_example, tokens_per_second, supervised_tokens_per_second,
-                             mfu, peak_rss_bytes
-      factor                 {"modelled": {"tokens", "per_token", "cost"}, "measured": the same as ratios}
+                             mfu, peak_memory_bytes (of tensors on a GPU, else of the process), joules_per_example
+      factor                 as below
+      no_energy              why joules are None; null where they are measured
     inference
-      questions              {task: how many}
-      levels[]               one per concurrency
-        concurrency
-        ift, reasoning       answers, correct, unfinished; per answer: prompt_tokens, output_tokens, thinking_tokens, flops
-          measured           seconds_per_answer (server busy), seconds_per_correct, ttft_s, decode_s (means per
-                             answer, as a client sees them), output_tokens_per_second, server_prefill_s,
-                             server_decode_s (vLLM's own means)
-        per_answer, per_correct       {"modelled": ..., "measured": ...} as in training; tokens are output tokens;
-                             None where an arm has no correct answer
+      no_energy
+      levels[]               one per task and concurrency
+        task, concurrency
+        ift, reasoning       answers, correct, unfinished, and per answer prompt_tokens, output_tokens, thinking_tokens
+          modelled           prefill_flops, decode_flops: to read the question up to the first token, to write the others
+          measured
+            output_tokens_per_s        in the steady window (serve/load/steady.py)
+            per_answer, per_correct    {"seconds", "joules"} of the machine (evaluation/serving/cost.py)
+                                       these three {value, low, high}
+            ttft_s                     mean, as a client sees it
+            prefill_s, decode_s        vLLM's own means per request; null where it says nothing
+            mfu                        modelled FLOPs over what the device could do in that time
+            flops_by_server, mfu_by_server      the same by vLLM's own estimate, on a GPU; else null
+        prefill, decode      {"modelled": FLOPs, "measured": prefill_s or decode_s}, reasoning over IFT
+        per_answer, per_correct        factors as below; tokens are output tokens; null where an arm has no correct one
+
+A factor is {"modelled", "measured", "joules"}, each {"tokens", "per_token", "cost"}, reasoning over IFT: plain numbers
+when modelled, else {value, low, high}; "measured" is in seconds, and "joules" null without a meter.
 """
 
 import tempfile
@@ -37,8 +47,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from distill import console
-from distill.bench.spread import shown
 from distill.settings import Settings
+
+ARMS = ("ift", "reasoning")
 
 
 class GapSettings(Settings):
@@ -58,7 +69,7 @@ class GapSettings(Settings):
 
     tasks: tuple[str, ...] = Field((), description="whose questions are answered; default those of the traces")
     concurrencies: tuple[int, ...] = Field((1, 16), min_length=1)
-    requests: int = Field(32, ge=1, description="questions of a level in a round")
+    requests: int = Field(32, ge=1, description="measured questions of a task at a concurrency in a round")
     rounds: int = Field(3, ge=1)
     max_tokens: int = Field(512, ge=1)
     threads: int = Field(2, ge=1)
@@ -84,6 +95,7 @@ def bench_gap(settings: GapSettings, traces: Path) -> dict[str, Any]:
     from distill.bench.gap_training import measure_training
     from distill.bench.machine import machine
     from distill.packing.source import read_traces
+    from distill.serve import EnergyMeter
     from distill.serve.server import require_vllm
 
     require_vllm()
@@ -92,73 +104,20 @@ def bench_gap(settings: GapSettings, traces: Path) -> dict[str, Any]:
     about = machine()
     trace_set = read_traces(traces)
     asked = prepare_questions(settings, trace_set)
-    with tempfile.TemporaryDirectory(prefix="distill-bench-") as name:
-        training, students = measure_training(settings, traces, trace_set, Path(name))
-        inference = measure_inference(settings, asked, students, Path(name))
+    gpus = [0] if torch.cuda.is_available() else None  # what others draw is none of ours
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as name, EnergyMeter(gpus) as meter:
+        training, students = measure_training(settings, traces, trace_set, Path(name), meter)
+        inference = measure_inference(settings, asked, students, Path(name), meter)
     values = settings.model_dump(mode="json")
     return {"machine": about, "settings": values, "training": training, "inference": inference}
 
 
 def show_gap(result: dict[str, Any]) -> None:
     """The result as tables on standard output."""
-    training, levels = result["training"], result["inference"]["levels"]
-    rows = []
-    for arm in ("ift", "reasoning"):
-        t, m = training[arm], training[arm]["measured"]
-        rows.append(
-            [
-                arm,
-                f"{t['tokens_per_example']:.1f}",
-                f"{m['seconds_per_example'] * 1e3:.2f}",
-                f"{m['seconds_per_step']:.3f}",
-                f"{m['tokens_per_second']:,.0f}",
-                f"{m['supervised_tokens_per_second']:,.0f}",
-                f"{m['mfu']:.1%}",
-                f"{m['peak_rss_bytes'] / (1 << 30):.2f}",
-            ]
-        )
-    columns = ["training", "tok/example", "ms/example", "s/step", "tok/s", "supervised tok/s", "MFU", "peak GiB"]
-    console.table("packed training", columns, rows)
+    from distill.bench.gap_tables import gap_tables
 
-    rows = []
-    for level in levels:
-        for arm in ("ift", "reasoning"):
-            a, m = level[arm], level[arm]["measured"]
-            per_correct = m["seconds_per_correct"]
-            rows.append(
-                [
-                    f"{arm} at {level['concurrency']}",
-                    f"{a['correct']}/{a['answers']}",
-                    f"{a['unfinished']}",
-                    f"{a['output_tokens']:.1f}",
-                    f"{m['ttft_s'] * 1e3:.1f}",
-                    *("-" if m[k] is None else f"{m[k] * 1e3:.1f}" for k in ("server_prefill_s", "server_decode_s")),
-                    f"{m['seconds_per_answer'] * 1e3:.2f}",
-                    "-" if per_correct is None else f"{per_correct * 1e3:.2f}",
-                ]
-            )
-    columns = ["answering", "correct", "unfinished", "tok/answer", "TTFT ms", "prefill ms", "decode ms"]
-    columns += ["ms/answer", "ms/correct"]
-    console.table("answers through vLLM, at a concurrency", columns, rows)
-
-    rows = [factor_row("training, per example", training["factor"])]
-    for level in levels:
-        for unit in ("answer", "correct"):
-            rows.append(factor_row(f"per {unit} at {level['concurrency']}", level[f"per_{unit}"]))
-    columns = ["reasoning over IFT", "tokens", "per token, modelled", "measured", "cost, modelled", "measured"]
-    console.table("cost factor = token factor x per-token factor", columns, rows)
-
-
-def factor_row(name: str, factor: dict[str, Any] | None) -> list[str]:
-    """A factor of tokens, per token and of cost, modelled beside measured; dashes where there is none."""
-    if factor is None:
-        return [name, *["-"] * 5]
-    modelled, measured = factor["modelled"], factor["measured"]
-    return [
-        name,
-        f"{modelled['tokens']:.3g}x",
-        f"{modelled['per_token']:.3g}x",
-        shown(measured["per_token"]),
-        f"{modelled['cost']:.3g}x",
-        shown(measured["cost"]),
-    ]
+    for title, columns, rows in gap_tables(result):
+        console.table(title, columns, rows)
+    for half in ("training", "inference"):
+        if result[half]["no_energy"]:
+            console.note(f"energy of {half}: {result[half]['no_energy']}")

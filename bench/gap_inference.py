@@ -1,177 +1,197 @@
-"""The answering half of `distill bench gap`: both students behind vLLM, asked the same questions in turns."""
+"""The answering half of `distill bench gap`: both students behind vLLM, under the same loads in turns."""
 
-import asyncio
-from collections import Counter
+import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
+import torch
+
 from distill import console
-from distill.bench.gap import GapSettings
-from distill.bench.gap_training import ARMS, factor
+from distill.bench.gap import ARMS, GapSettings
+from distill.bench.spread import ratio
 from distill.errors import InputError
-from distill.evaluation.generate import Output
-from distill.evaluation.grading import grade
-from distill.evaluation.questions import Asked, Prompts, positions_needed, prompt_ids
-from distill.evaluation.requests import Request
-from distill.evaluation.responses import read_output
-from distill.evaluation.settings import EvaluateSettings, Questions
-from distill.evaluation.subject import Subject, load_subject
+from distill.evaluation.answers import Answer
+from distill.evaluation.generate import Sampling
+from distill.evaluation.questions import Asked
+from distill.evaluation.server import Serving
+from distill.evaluation.serving.compare import SHARE_OF_A_GPU
+from distill.evaluation.serving.cost import Answers, Price, Student, cost, factors, over_rounds, product
+from distill.evaluation.serving.measure import Respondent, draw_questions, reckoned, sending_processes, served
+from distill.evaluation.serving.turns import Contender, Turns, measure_in_turns
+from distill.evaluation.settings import Questions
 from distill.flops import ModelShape
 from distill.packing.source import TraceSet
-from distill.serve import Endpoint, SamplingSettings, Server, ServerSettings, complete
-from distill.serve.metrics import between, scrape
-from distill.tasks import get_task
-from distill.tasks.problem import Problem
+from distill.serve import ClosedLoop, EnergyMeter
+from distill.serve.load.clients import Clients
+from distill.serve.load.run import Run, requests_of
+from distill.serve.server import is_cpu_build
 from distill.tasks.registry import EMBEDDED
-from distill.tasks.task import Task
+from distill.training.device import this_device
+from distill.training.peak import peak_flops
 
-WARMUP_REQUESTS = 4  # of each server at each concurrency, left out
+WARMUP_REQUESTS = 4  # of every run, left out
+_ONE = Price(1.0)  # factors of seconds and joules do not depend on it
 
-Question = tuple[Task, Problem]
 
-
-def prepare_questions(settings: GapSettings, trace_set: TraceSet) -> list[Question]:
-    """Test questions for every level of every round, tasks in turn. Raises InputError when they cannot be had."""
+def prepare_questions(settings: GapSettings, trace_set: TraceSet) -> list[Asked]:
+    """Test questions of every task, others in every run of a student. Raises InputError when they cannot be had."""
     names = settings.tasks or tuple(dict.fromkeys(pair.problem.task for pair in trace_set.pairs))
     unknown = [name for name in names if not settings.tasks and name not in EMBEDDED]
     if unknown:
         raise InputError(
             f"the traces' task {unknown[0]!r} needs a file of questions; name it: --tasks {unknown[0]}:PATH"
         )
-    needed = len(settings.concurrencies) * (settings.rounds * settings.requests + WARMUP_REQUESTS)
-    each = -(-needed // len(names))
-    tasks = [get_task(name) for name in names]
-    drawn = [[(task, problem) for problem in task.problems("test", each, settings.seed)] for task in tasks]
-    return [question for turn in zip(*drawn, strict=True) for question in turn][:needed]
+    needed = settings.rounds * sum(requests_of(load, settings.requests, WARMUP_REQUESTS) for load in _loads(settings))
+    questions = [Questions(task=name, split="test", seed=settings.seed) for name in names]
+    return draw_questions(questions, least=needed, most=needed)
 
 
 def measure_inference(
-    settings: GapSettings, questions: list[Question], students: dict[str, Path], folder: Path
+    settings: GapSettings, asked: list[Asked], students: dict[str, Path], folder: Path, meter: EnergyMeter
 ) -> dict[str, Any]:
     """ "inference" of the result. Raises InputError when a student cannot be served or does not answer."""
-    subjects = {arm: load_subject(students[arm]) for arm in ARMS}
-    prompts = {arm: prompt_ids(subjects[arm], _by_task(questions)) for arm in ARMS}
+    loads = _loads(settings)
+    sampling = Sampling(max_tokens=settings.max_tokens)
+    respondents = {arm: Respondent.load(students[arm], asked, sampling) for arm in ARMS}
+    levels, reasons = [], []
     with ExitStack() as stack:
-        endpoints = {}
-        for arm in ARMS:
+        contenders = []
+        for arm, respondent in respondents.items():
             console.note(f"starting vLLM with the {arm} student")
-            longest = positions_needed(subjects[arm], prompts[arm], settings.max_tokens)
-            served = ServerSettings(dtype=subjects[arm].dtype, max_model_len=longest)
-            server = stack.enter_context(Server(subjects[arm].folder, served, folder / f"{arm}-server.log"))
-            endpoints[arm] = server.endpoint
-        supply = iter(questions)
-        take = lambda n: [next(supply) for _ in range(n)]  # noqa: E731
-        ask = lambda arm, batch, level: _ask(  # noqa: E731
-            endpoints[arm], subjects[arm], prompts[arm], batch, level, settings.max_tokens
-        )
-        levels: dict[int, list[dict[str, Any]]] = {level: [] for level in settings.concurrencies}
-        for level in levels:
-            batch = take(WARMUP_REQUESTS)
-            for arm in ARMS:
-                ask(arm, batch, level)
-        with console.progress() as bar:
-            task = bar.add_task("answering in turns", total=settings.rounds * len(levels) * len(ARMS))
-            for number in range(settings.rounds):
-                for level, rounds in levels.items():
-                    batch, answered = take(settings.requests), {}
-                    for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
-                        answered[arm] = ask(arm, batch, level)
-                        bar.advance(task)
-                    rounds.append(answered)
-    return {
-        "questions": dict(Counter(task.name for task, _ in questions)),
-        "levels": [_level(level, rounds) for level, rounds in levels.items()],
-    }
+            share = () if is_cpu_build() else ("--gpu-memory-utilization", str(SHARE_OF_A_GPU))
+            server = stack.enter_context(served(respondent, Serving(), folder / arm, arguments=share))
+            contenders.append(Contender(arm, respondent, server))
+        clients = stack.enter_context(Clients(sending_processes()))
+        bar = stack.enter_context(console.progress())
+        turns = Turns(clients, settings.requests, WARMUP_REQUESTS, meter=meter, on_result=lambda: bar.advance(task))
+        each = sum(turns.size(load) for load in loads)
+        task = bar.add_task("answering in turns", total=len(asked) * settings.rounds * each * len(ARMS))
+        for a in asked:
+            rounds, peaks = [], []
+            for _, measured in measure_in_turns(contenders, a, loads, range(settings.rounds), turns):
+                rounds.append(measured)
+                peaks.append(_peak(respondents["ift"].subject.dtype))
+            for load, of_load in zip(loads, zip(*rounds, strict=True), strict=True):
+                levels.append(_level(a, load.concurrency, of_load, respondents, median(peaks)))
+                energies = [run.energy for by_arm in of_load for run in by_arm.values()]
+                reasons += [energy["reason"] for energy in energies if energy and "reason" in energy]
+    return {"no_energy": reasons[0] if reasons else None, "levels": levels}
 
 
-def _by_task(questions: list[Question]) -> list[Asked]:
-    tasks = {task.name: task for task, _ in questions}
-    return [Asked(task, [p for t, p in questions if t.name == name]) for name, task in tasks.items()]
+def _loads(settings: GapSettings) -> list[ClosedLoop]:
+    return [ClosedLoop(concurrency=concurrency) for concurrency in settings.concurrencies]
 
 
-def _ask(
-    endpoint: Endpoint,
-    subject: Subject,
-    prompts: dict[str, list[int]],
-    questions: list[Question],
-    concurrency: int,
-    max_tokens: int,
+def _peak(dtype: str) -> float:
+    """FLOP/s that the device could reach in the server's precision; of a CPU with the threads that vLLM has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    try:
+        return peak_flops(this_device(), getattr(torch, dtype))[0]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _level(
+    asked: Asked, concurrency: int, rounds: Sequence[dict[str, Run]], respondents: dict[str, Respondent], peak: float
 ) -> dict[str, Any]:
-    """Totals over the answers to `questions`, asked `concurrency` at a time, and the server's own means."""
-    ids = [problem.id for _, problem in questions]
-    sampling = SamplingSettings(max_tokens=max_tokens, stop_token_ids=(subject.chat.end_of_turn,))
-    before = scrape(endpoint)
-    done = asyncio.run(
-        complete(endpoint, [prompts[i] for i in ids], sampling, concurrency=concurrency, stream=True, retries=0)
-    )
-    server = between(before, scrape(endpoint)) or {}
-    failed = [c.error for c in done if c.error is not None]
-    if failed:
-        raise InputError(f"bench gap: {len(failed)} of {len(done)} questions got no answer ({failed[0]})")
-    asked = _by_task(questions)
-    settings = EvaluateSettings(questions=[Questions(task=a.task.name) for a in asked])
-    shown = Prompts(prompts, opened=subject.require_chat().prompt_opens_thinking)
-    answers = []
-    for (_, problem), c in zip(questions, done, strict=True):
-        request = Request(problem, prompts[problem.id], max_tokens)
-        output = Output(c.token_ids, c.finish_reason, c.e2e_s)
-        answers.append(read_output(settings, subject, shown, request, output))
-    answers = grade(asked, answers)
-    shape = ModelShape.from_config(subject.config)
-    return {
-        "answers": len(answers),
-        "correct": sum(a.correct for a in answers),
-        "unfinished": sum(not a.finished for a in answers),
-        "prompt_tokens": sum(a.prompt_tokens for a in answers),
-        "output_tokens": sum(len(a.token_ids) for a in answers),
-        "thinking_tokens": sum(a.thinking_tokens for a in answers),
-        "flops": sum(shape.generation_flops(a.prompt_tokens, len(a.token_ids)) for a in answers),
-        "seconds": max(c.sent_s + c.e2e_s for c in done) - min(c.sent_s for c in done),
-        "ttft_s": sum(c.ttft_s for c in done),
-        "decode_s": sum(c.e2e_s - c.ttft_s for c in done),
-        "server_prefill_s": server.get("prefill_s_mean"),
-        "server_decode_s": server.get("decode_s_mean"),
-    }
-
-
-def _level(concurrency: int, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    result: dict[str, Any] = {"concurrency": concurrency}
-    totals = {}
+    level: dict[str, Any] = {"task": asked.task.name, "concurrency": concurrency}
+    answers: dict[str, list[Answers]] = {}
     for arm in ARMS:
-        keys = [key for key in rounds[0][arm] if not key.startswith("server_")]
-        total = totals[arm] = {key: sum(r[arm][key] for r in rounds) for key in keys}
-        n, correct = total["answers"], total["correct"]
-        result[arm] = {
-            **{key: total[key] for key in ("answers", "correct", "unfinished")},
-            **{key: total[key] / n for key in ("prompt_tokens", "output_tokens", "thinking_tokens", "flops")},
-            "measured": {
-                "seconds_per_answer": total["seconds"] / n,
-                "seconds_per_correct": total["seconds"] / correct if correct else None,
-                "ttft_s": total["ttft_s"] / n,
-                "decode_s": total["decode_s"] / n,
-                "output_tokens_per_second": total["output_tokens"] / total["seconds"],
-                **{key: _mean([r[arm][key] for r in rounds]) for key in ("server_prefill_s", "server_decode_s")},
-            },
+        runs = [by_arm[arm] for by_arm in rounds]
+        sent = [c for run in runs for c in run.completions]
+        failed = [c.error for c in sent if c.error is not None]
+        if failed:
+            raise InputError(f"bench gap: {len(failed)} of {len(sent)} questions got no answer ({failed[0]})")
+        graded = respondents[arm].grade(asked, runs)
+        answers[arm] = [found for a, run in zip(graded, runs, strict=True) if (found := reckoned(a, run)) is not None]
+        if len(answers[arm]) < len(runs):
+            raise InputError(f"bench gap: too few requests ({len(graded[0])}) for a rate; expected more --requests")
+        shape = ModelShape.from_config(respondents[arm].subject.config)
+        level[arm] = _arm(shape, [a for of_run in graded for a in of_run], runs, answers[arm], peak)
+    return level | _factors(level, answers) | {part: _phase(level, rounds, part) for part in ("prefill", "decode")}
+
+
+def _arm(
+    shape: ModelShape, graded: list[Answer], runs: list[Run], answers: list[Answers], peak: float
+) -> dict[str, Any]:
+    found, student = cost(answers, _ONE), Student(answers)
+    # The first output token comes of reading the prompt; the others are decoded.
+    prefill = fmean(shape.generation_flops(a.prompt_tokens, 1) for a in graded)
+    whole = fmean(shape.generation_flops(a.prompt_tokens, len(a.token_ids)) for a in graded)
+    sent = [c for run in runs for c in run.completions]
+    by_server = _server(runs, "flops_per_gpu")
+    seconds = [max(c.sent_s + c.e2e_s for c in r.completions) - min(c.sent_s for c in r.completions) for r in runs]
+    prefill_s, decode_s = (_server(runs, f"{part}_s_mean") for part in ("prefill", "decode"))
+    units = ("seconds", "joules")
+    return {
+        "answers": len(graded),
+        "correct": sum(a.correct for a in graded),
+        "unfinished": sum(not a.finished for a in graded),
+        "prompt_tokens": fmean(a.prompt_tokens for a in graded),
+        "output_tokens": fmean(len(a.token_ids) for a in graded),
+        "thinking_tokens": fmean(a.thinking_tokens for a in graded),
+        "modelled": {"prefill_flops": prefill, "decode_flops": whole - prefill},
+        "measured": {
+            "output_tokens_per_s": over_rounds(student.rates).as_dict(),
+            "per_answer": {unit: found["per_answer"][unit] for unit in units},
+            "per_correct": {unit: found["per_correct"][unit] for unit in units},
+            "ttft_s": fmean(c.token_times_s[0] for run in runs for c in run.done),
+            "prefill_s": prefill_s and fmean(prefill_s),
+            "decode_s": decode_s and fmean(decode_s),
+            "mfu": whole / found["per_answer"]["seconds"]["value"] / peak,
+            "flops_by_server": by_server and sum(by_server) / len(sent),
+            "mfu_by_server": by_server and sum(by_server) / sum(seconds) / peak,
+        },
+    }
+
+
+def _server(runs: list[Run], key: str) -> list[float] | None:
+    """What the server said of every run; None where it did not say, or counted nothing."""
+    values = [run.server[key] for run in runs if run.server and run.server[key]]
+    return values if len(values) == len(runs) else None
+
+
+def _phase(level: dict[str, Any], rounds: Sequence[dict[str, Run]], part: str) -> dict[str, Any]:
+    """Reasoning over IFT, of reading the prompt or of decoding an answer."""
+    flops = [level[arm]["modelled"][f"{part}_flops"] for arm in ("reasoning", "ift")]
+    seconds = [_server([by_arm[arm] for by_arm in rounds], f"{part}_s_mean") for arm in ("reasoning", "ift")]
+    measured = ratio(*seconds) if all(seconds) else ratio([], [])
+    return {"modelled": flops[0] / flops[1] if flops[1] else None, "measured": measured}
+
+
+def _factors(level: dict[str, Any], answers: dict[str, list[Answers]]) -> dict[str, Any]:
+    """Reasoning over IFT, per answer and per correct answer."""
+    reasoning, ift = (level[arm] for arm in ("reasoning", "ift"))
+    found = factors(answers["reasoning"], answers["ift"], _ONE, _ONE)
+    one, other = Student(answers["reasoning"]), Student(answers["ift"])
+    flops = sum(reasoning["modelled"].values()) / sum(ift["modelled"].values())
+    tokens = reasoning["output_tokens"] / ift["output_tokens"]
+
+    def taken_apart(unit: str, tokens: dict[str, Any], cost: str) -> dict[str, Any] | None:
+        return found[unit] and {
+            "tokens": tokens,
+            "per_token": found[unit]["per_token_factor"],
+            "cost": found[unit][cost],
         }
-    for name, unit in (("per_answer", "answers"), ("per_correct", "correct")):
-        result[name] = _factor(totals, rounds, unit) if all(totals[arm][unit] for arm in ARMS) else None
+
+    result: dict[str, Any] = {
+        "per_answer": {
+            "modelled": {"tokens": tokens, "per_token": flops / tokens, "cost": flops},
+            "measured": taken_apart("seconds", found["token_factor"], "cost_factor"),
+            "joules": taken_apart("joules", found["token_factor"], "cost_factor"),
+        },
+        "per_correct": None,
+    }
+    if found["correct_factor"] is not None:
+        correct = found["correct_factor"]["value"]
+        per_correct = product([one.tokens, other.correct], [other.tokens, one.correct]).as_dict()
+        result["per_correct"] = {
+            "modelled": {"tokens": tokens / correct, "per_token": flops / tokens, "cost": flops / correct},
+            "measured": taken_apart("seconds", per_correct, "cost_factor_per_correct"),
+            "joules": taken_apart("joules", per_correct, "cost_factor_per_correct"),
+        }
     return result
-
-
-def _factor(totals: dict[str, Any], rounds: list[dict[str, Any]], unit: str) -> dict[str, Any]:
-    per = lambda arm, key: totals[arm][key] / totals[arm][unit]  # noqa: E731
-    modelled = {
-        "tokens": per("reasoning", "output_tokens") / per("ift", "output_tokens"),
-        "cost": per("reasoning", "flops") / per("ift", "flops"),
-    }
-    # A round without a correct answer has an infinite cost per correct answer: then there is no ratio.
-    by_round = {
-        key: {arm: [r[arm][key] / (r[arm][unit] or float("nan")) for r in rounds] for arm in ARMS}
-        for key in ("output_tokens", "seconds")
-    }
-    return factor(modelled, by_round["output_tokens"], by_round["seconds"])
-
-
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else sum(values) / len(values)

@@ -1,5 +1,6 @@
-"""The training half of `distill bench gap`: both arms train packed, in turns."""
+"""The training half of `distill bench gap`: both arms train packed, in turns, and every turn is a window of energy."""
 
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -7,47 +8,59 @@ from typing import Any
 import numpy as np
 
 from distill import console
-from distill.bench.gap import GapSettings
+from distill.bench.gap import ARMS, GapSettings
 from distill.bench.spread import ratio
 from distill.bench.turns import Contender
 from distill.errors import InputError
 from distill.packing.arms import Arm
 from distill.packing.plan import Batch, Step, plan
 from distill.packing.source import TraceSet
+from distill.serve import EnergyMeter
 from distill.training.device import resolve_precision, this_device
 from distill.training.peak import peak_flops
 from distill.training.prepare import make_ready
 from distill.training.settings import TrainSettings
 
-ARMS = ("ift", "reasoning")
 WARMUP_STEPS = 3
 STEPS_WITH_STUDENTS_GIVEN = 40
+ENERGY_TURN_S = 2.0  # the counters move in steps of up to 0.1 s
 
 
 def measure_training(
-    settings: GapSettings, traces: Path, trace_set: TraceSet, folder: Path
+    settings: GapSettings, traces: Path, trace_set: TraceSet, folder: Path, meter: EnergyMeter
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """("training" of the result, folder of each arm's student): trained here unless students were given."""
     trainings = {arm: _Training(settings, arm, trace_set) for arm in ARMS}
     given = settings.ift is not None
-    peaks, rounds = [], []
+    peaks, rounds, energies = [], [], []
     with console.progress() as bar:
         task = bar.add_task("training both arms in turns", total=sum(len(t.steps) for t in trainings.values()))
         specs = {arm: t.spec(traces, folder / arm) for arm, t in trainings.items()}
         children = {arm: Contender(arm, spec, folder, settings.threads) for arm, spec in specs.items()}
         with children["ift"], children["reasoning"]:
+            quickest = float("inf")
             for child in children.values():  # each alone: its set-up must not disturb the other's steps
                 child.first_step()
-                child.turn(WARMUP_STEPS - 1)
+                warm = child.turn(WARMUP_STEPS - 1)
+                quickest = min([quickest, *(record["seconds"] for record in warm)])
+            turn_steps = settings.turn_steps
+            if meter.reason is None and warm:
+                turn_steps = max(turn_steps, ceil(ENERGY_TURN_S / quickest))
             while not all(child.finished for child in children.values()):
                 order = ARMS if len(rounds) % 2 == 0 else ARMS[::-1]
-                rounds.append({arm: children[arm].turn(settings.turn_steps) for arm in order})
+                records, energy = {}, {}
+                for arm in order:
+                    with meter.window() as window:
+                        records[arm] = children[arm].turn(turn_steps)
+                    energy[arm] = window.energy
+                    bar.advance(task, len(records[arm]))
+                if all(records.values()):
+                    rounds.append(records)
+                    energies.append(energy)
                 peaks.append(_peak(trainings["ift"].shape.hidden))
-                bar.advance(task, sum(len(records) for records in rounds[-1].values()))
-    rounds = [r for r in rounds if all(r[arm] for arm in ARMS)]
     if not rounds:
         raise InputError(f"--steps: {len(trainings['ift'].steps)} steps leave nothing to time after {WARMUP_STEPS}")
-    result = _result(trainings, rounds, median(peaks))
+    result = _result(trainings, rounds, energies, median(peaks))
     return result, {"ift": settings.ift, "reasoning": settings.reasoning} if given else {a: folder / a for a in ARMS}
 
 
@@ -102,21 +115,15 @@ def _peak(hidden: int) -> float:
     return peak_flops(device, resolve_precision("auto", device, hidden))[0]
 
 
-def _result(trainings: dict[str, _Training], rounds: list[dict[str, Any]], peak: float) -> dict[str, Any]:
+def _result(
+    trainings: dict[str, _Training], rounds: list[dict[str, Any]], energies: list[dict[str, Any]], peak: float
+) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    tokens: dict[str, list[float]] = {arm: [] for arm in ARMS}  # per example, by round
-    cost: dict[str, list[float]] = {arm: [] for arm in ARMS}  # seconds per example, by round
+    of_rounds = {arm: _of_rounds(training, arm, rounds, energies) for arm, training in trainings.items()}
     for arm, training in trainings.items():
-        whole = training.counts(training.steps)
-        cursor = WARMUP_STEPS
-        for records in (r[arm] for r in rounds):
-            of_round = training.counts(training.steps[cursor : cursor + len(records)])
-            cursor += len(records)
-            tokens[arm].append(of_round["tokens"] / of_round["examples"])
-            cost[arm].append(sum(r["seconds"] for r in records) / of_round["examples"])
-        timed = training.counts(training.steps[WARMUP_STEPS:cursor])
-        records = [record for r in rounds for record in r[arm]]
-        seconds = sum(record["seconds"] for record in records)
+        whole, records = training.counts(training.steps), [record for r in rounds for record in r[arm]]
+        timed = {name: sum(r[name] for r in of_rounds[arm]) for name in (*whole, "seconds")}
+        metered = [r for r in of_rounds[arm] if r["joules"] is not None]
         result[arm] = {
             "steps": len(training.steps),
             "examples": whole["examples"],
@@ -124,33 +131,51 @@ def _result(trainings: dict[str, _Training], rounds: list[dict[str, Any]], peak:
             "supervised_tokens_per_example": whole["supervised_tokens"] / whole["examples"],
             "flops_per_example": whole["flops"] / whole["examples"],
             "measured": {
-                "seconds_per_step": seconds / len(records),
-                "seconds_per_example": seconds / timed["examples"],
-                "tokens_per_second": timed["tokens"] / seconds,
-                "supervised_tokens_per_second": timed["supervised_tokens"] / seconds,
-                "mfu": timed["flops"] / seconds / peak,
-                "peak_rss_bytes": records[-1]["peak_rss_bytes"],
+                "seconds_per_step": timed["seconds"] / len(records),
+                "seconds_per_example": timed["seconds"] / timed["examples"],
+                "tokens_per_second": timed["tokens"] / timed["seconds"],
+                "supervised_tokens_per_second": timed["supervised_tokens"] / timed["seconds"],
+                "mfu": timed["flops"] / timed["seconds"] / peak,
+                "peak_memory_bytes": records[-1]["peak_device_bytes"] or records[-1]["peak_rss_bytes"],
+                "joules_per_example": sum(r["joules"] for r in metered) / sum(r["examples"] for r in metered)
+                if metered
+                else None,
             },
         }
+    reasons = [energy["reason"] for both in energies for energy in both.values() if "reason" in energy]
+    no_energy = result["ift"]["measured"]["joules_per_example"] is None
+    result["no_energy"] = reasons[0] if no_energy else None
     ift, reasoning = result["ift"], result["reasoning"]
-    modelled = {
-        "tokens": reasoning["tokens_per_example"] / ift["tokens_per_example"],
-        "cost": reasoning["flops_per_example"] / ift["flops_per_example"],
+    tokens = reasoning["tokens_per_example"] / ift["tokens_per_example"]
+    cost = reasoning["flops_per_example"] / ift["flops_per_example"]
+    result["factor"] = {
+        "modelled": {"tokens": tokens, "per_token": cost / tokens, "cost": cost},
+        "measured": _factors(of_rounds, "seconds"),
+        "joules": None if no_energy else _factors(of_rounds, "joules"),
     }
-    result["factor"] = factor(modelled, tokens, cost)
     return result
 
 
-def factor(
-    modelled: dict[str, float], tokens: dict[str, list[float]], cost: dict[str, list[float]]
-) -> dict[str, dict[str, Any]]:
-    """Modelled and measured factors, reasoning over IFT; `tokens` and `cost` by arm and round, in the same unit."""
-    per_token = {arm: [c / t for c, t in zip(cost[arm], tokens[arm], strict=True)] for arm in ARMS}
-    return {
-        "modelled": {**modelled, "per_token": modelled["cost"] / modelled["tokens"]},
-        "measured": {
-            "tokens": ratio(tokens["reasoning"], tokens["ift"]),
-            "per_token": ratio(per_token["reasoning"], per_token["ift"]),
-            "cost": ratio(cost["reasoning"], cost["ift"]),
-        },
-    }
+def _of_rounds(
+    training: _Training, arm: str, rounds: list[dict[str, Any]], energies: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the steps of every round trained on, their seconds, and joules where they are known of both arms."""
+    found, cursor = [], WARMUP_STEPS
+    for records, energy in zip((r[arm] for r in rounds), energies, strict=True):
+        counts = training.counts(training.steps[cursor : cursor + len(records)])
+        cursor += len(records)
+        metered = all("joules" in of_arm for of_arm in energy.values())  # the last turn may be too short
+        seconds = sum(record["seconds"] for record in records)
+        found.append({**counts, "seconds": seconds, "joules": energy[arm]["joules"] if metered else None})
+    return found
+
+
+def _factors(of_rounds: dict[str, list[dict[str, Any]]], unit: str) -> dict[str, dict[str, Any]]:
+    """Reasoning over IFT, of an example: its tokens, `unit` per token, `unit`."""
+    both = zip(of_rounds["reasoning"], of_rounds["ift"], strict=True)
+    used = [pair for pair in both if all(r[unit] is not None for r in pair)]
+
+    def over(what: str, per: str) -> dict[str, Any]:
+        return ratio(*([r[what] / r[per] for r in arm] for arm in zip(*used, strict=True)))
+
+    return {"tokens": over("tokens", "examples"), "per_token": over(unit, "tokens"), "cost": over(unit, "examples")}

@@ -1,9 +1,11 @@
-"""Bar charts of measured results as SVG files: the same bytes from the same numbers, whenever they are drawn."""
+"""Charts of measured results as SVG files: the same bytes from the same numbers, whenever they are drawn."""
 
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+from distill.report.factors import FactorGroup, factors_height, paint_factors
 from distill.report.palette import LIGHT
 
 _WIDTH, _ROW, _LABELS, _RIGHT = 680, 22, 210, 90  # CSS pixels
@@ -34,19 +36,13 @@ class Bar(NamedTuple):
 
 def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], x_label: str) -> str:
     """Horizontal bars in titled groups, all on one scale."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     lines = sum(len(bars) + 1 for _, bars in groups)
     height = _ROW * lines + 44
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), facecolor=LIGHT["paper"])
-        box = (_LABELS / _WIDTH, 38 / height, 1 - (_LABELS + _RIGHT) / _WIDTH, 1 - 44 / height)
-        axes = figure.add_axes(box, facecolor="none")
+    box = (_LABELS / _WIDTH, 38 / height, 1 - (_LABELS + _RIGHT) / _WIDTH, 1 - 44 / height)
+    with _canvas(height, box) as (axes, svg):
         axes.set_xlim(0, max((bar.high for _, bars in groups for bar in bars), default=1.0))
         axes.set_ylim(lines, 0)
         axes.set_yticks([])
-        axes.tick_params(axis="x", colors=LIGHT["muted"])
         axes.set_xlabel(x_label, color=LIGHT["muted"])
         axes.grid(axis="x", color=LIGHT["rule"], linewidth=0.8)
         axes.set_axisbelow(True)
@@ -62,6 +58,28 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], x_label: str) -> str:
                 axes.annotate(bar.label, (0, y + 0.5), xytext=(-6, 0), ha="right", color=LIGHT["ink"], **offset)
                 axes.annotate(bar.text, (bar.high, y + 0.5), xytext=(6, 0), color=LIGHT["ink"], **offset)
                 y += 1
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor=LIGHT["paper"])
-    return buffer.getvalue().decode()
+    return svg.getvalue().decode()
+
+
+def factor_chart(groups: Sequence[FactorGroup], x_label: str) -> str:
+    """Factors, measured (discs with intervals) beside modelled (rings), on one logarithmic scale."""
+    height = factors_height(groups)
+    with _canvas(height, (16 / _WIDTH, 38 / height, 1 - 32 / _WIDTH, 1 - 42 / height)) as (axes, svg):
+        paint_factors(axes, groups, LIGHT)
+        axes.set_xlabel(x_label, color=LIGHT["muted"])
+    return svg.getvalue().decode()
+
+
+@contextmanager
+def _canvas(height: float, box: tuple[float, float, float, float]) -> Iterator[tuple[Any, io.BytesIO]]:
+    """Axes at `box` of a page's width, and where the SVG is when the block has ended."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    svg = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH / 72, height / 72), facecolor=LIGHT["paper"])
+        axes = figure.add_axes(box, facecolor="none")
+        axes.tick_params(axis="x", colors=LIGHT["muted"])
+        yield axes, svg
+        figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor=LIGHT["paper"])

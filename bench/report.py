@@ -12,10 +12,12 @@ from distill.artifact import read_json, require_file_place, write_atomic
 from distill.bench.report_page import Page
 from distill.bench.report_sections import (
     compiled_section,
+    evaluation_section,
     gap_section,
     gpu_section,
     kernels_section,
     packing_section,
+    serving_section,
     traces_section,
     training_memory_section,
     training_section,
@@ -51,6 +53,9 @@ def render_report(results: Path) -> tuple[str, dict[str, str]]:
     _section(page, results / "training-memory-cpu.json", "Memory of training", training_memory_section, absent)
     _section(page, results / "gap-cpu.json", "What reasoning costs", gap_section, "`distill bench gap` does it.")
     _section(page, results / "traces-cpu.json", "Generating traces", traces_section, "`distill bench traces` does it.")
+    absent = "`distill bench evaluation` does it."
+    _section(page, results / "evaluation-cpu.json", "Evaluating", evaluation_section, absent)
+    _section(page, results / "serving-cpu.json", "Serving", serving_section, "`distill bench serving` does it.")
     return page.text, page.images
 
 

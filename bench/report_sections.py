@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distill.bench.gap import factor_row
+from distill.bench.evaluation import (
+    EvaluationBenchSettings,
+    evaluation_tables,
+    evaluation_targets,
+    journal_text,
+)
+from distill.bench.gap import GapSettings
+from distill.bench.gap_tables import gap_groups, gap_tables
 from distill.bench.gpu import KIND
 from distill.bench.gpu_pieces import GpuSuiteSettings
 from distill.bench.gpu_tables import gpu_tables, of_section
@@ -11,12 +18,14 @@ from distill.bench.gpu_targets import gpu_targets
 from distill.bench.kernels import KernelBenchSettings, kernel_tables, kernel_targets
 from distill.bench.names import OURS, in_order
 from distill.bench.packing import PackingBenchSettings, packing_tables, packing_targets
-from distill.bench.plots import Bar, bar_chart
+from distill.bench.plots import Bar, bar_chart, factor_chart
 from distill.bench.report_page import Page
+from distill.bench.serving import ServingBenchSettings, serving_tables, serving_targets
 from distill.bench.spread import shown
 from distill.bench.traces import TracesBenchSettings, traces_table, traces_targets
 from distill.bench.training import TrainingBenchSettings
 from distill.bench.training_memory import TrainingMemorySettings, growth_text, memory_rows
+from distill.report.factors import FactorGroup
 
 _GIB = 1 << 30
 _FIRST_TOKENS = GpuSuiteSettings().tokens[0]  # what is plotted
@@ -227,30 +236,44 @@ def _growth(rss: dict[str, Any]) -> list[Any]:
 def gap_section(page: Page, name: str, result: dict[str, Any]) -> None:
     settings = result["settings"]
     flags = ("student", "tasks", "steps", "batch", "row_tokens", "requests", "rounds", "max_tokens", "concurrencies")
-    defaults = {"batch": 32, "row_tokens": 1024, "requests": 32, "rounds": 3, "max_tokens": 512, "threads": 2}
-    defaults["concurrencies"] = [1, 16]
     base = "distill bench gap TRACES" + (" --ift IFT --reasoning REASONING" if settings["ift"] else "")
+    defaults = GapSettings().model_dump(mode="json")
     where = f"{settings['threads']} threads. {_machine(result['machine'])}"
     _made_by(page, name, _command(base, settings, defaults, flags), where)
-    rows = [factor_row("training, per example", result["training"]["factor"])]
-    for level in result["inference"]["levels"]:
-        clients = f"{level['concurrency']} client{'s' if level['concurrency'] > 1 else ''}"
-        for unit in ("answer", "correct"):
-            what = "answer" if unit == "answer" else "correct answer"
-            rows.append(factor_row(f"per {what}, {clients}", level[f"per_{unit}"]))
-    columns = ["reasoning over IFT", "tokens", "per token, modelled", "per token, measured"]
-    page.table([*columns, "cost, modelled", "cost, measured"], rows)
-    answers = [
-        [
-            f"{arm}, {level['concurrency']} at a time",
-            f"{level[arm]['correct']} of {level[arm]['answers']}",
-            f"{level[arm]['output_tokens']:.1f}",
-            f"{level[arm]['measured']['seconds_per_answer'] * 1e3:.2f}",
-        ]
-        for level in result["inference"]["levels"]
-        for arm in ("ift", "reasoning")
+    groups = [
+        FactorGroup(f"per {title}" + (f": {group.title}" if group.title else ""), group.factors)
+        for title, of_title in gap_groups(result)
+        for group in of_title
     ]
-    page.table(["answers", "correct", "tokens per answer", "ms per answer, server busy"], answers)
+    alternative = "factors of tokens, seconds per token and cost, reasoning over IFT, measured beside modelled"
+    page.plot(name, alternative, factor_chart(groups, "reasoning over IFT, times; disc: measured, ring: FLOPs"))
+    for title, columns, rows in gap_tables(result):
+        page.table(columns, rows, title)
+    reasons = dict.fromkeys(result[half]["no_energy"] for half in ("training", "inference"))
+    page.add("".join(f"Energy: {reason}." for reason in reasons if reason))
+
+
+def evaluation_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    defaults = EvaluationBenchSettings().model_dump(mode="json")
+    flags = ("models", "questions", "tokens", "rounds", "threads", "checkers", "answers", "grading_rounds", "workers")
+    command = _command("distill bench evaluation", result["settings"], defaults, flags)
+    _made_by(page, name, command, _machine(result["machine"]))
+    for title, columns, rows in evaluation_tables(result):
+        if rows:
+            page.table(columns, rows, title)
+    page.add(journal_text(result))
+    _targets(page, evaluation_targets(result))
+
+
+def serving_section(page: Page, name: str, result: dict[str, Any]) -> None:
+    defaults = ServingBenchSettings().model_dump(mode="json")
+    flags = ("models", "concurrencies", "tokens", "seconds", "rounds", "threads")
+    command = _command("distill bench serving", result["settings"], defaults, flags)
+    _made_by(page, name, command, _machine(result["machine"]))
+    for title, columns, rows in serving_tables(result):
+        if rows:
+            page.table(columns, rows, title)
+    _targets(page, serving_targets(result))
 
 
 def traces_section(page: Page, name: str, result: dict[str, Any]) -> None:

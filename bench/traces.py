@@ -1,10 +1,10 @@
 """`distill bench traces`: tokens/s of generating traces through our teacher, beside vLLM's own offline generation.
 
 The same model, prompts, sampling, seeds and lengths for both, and one set of vLLM arguments. Ours is what
-`distill traces generate` does with a teacher `vllm:MODEL`: vLLM's server, our client, every answer read into a trace
-and written to a journal. Theirs is `LLM.chat` in a process of its own (traces_child.py): no server, no HTTP. Both are up
-all the time and take turns, in reversed order from round to round; who waits uses no processor. Every round has prompts
-of its own, so that no prefix is cached.
+`distill traces generate` does with a teacher `vllm:MODEL`: vLLM's server, our client, replies that are not streamed,
+every answer read into a trace and written to a journal. Theirs is `LLM.chat` in a process of its own
+(offline.py): no server, no HTTP. Both are up all the time and take turns, in reversed order from round to round;
+who waits uses no processor. Every round has prompts of its own, so that no prefix is cached.
 
 Lengths are fixed (ignore_eos): a reasoning answer has between a quarter and all of `tokens`, an IFT answer a
 sixteenth. Both modes of every question are asked for, reasoning first.
@@ -20,11 +20,7 @@ The result:
 """
 
 import asyncio
-import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,10 +32,11 @@ from typing import Any
 from pydantic import Field
 
 from distill import console
+from distill.bench.offline import SHAPES, Offline, random_student
 from distill.bench.spread import ratio, shown
 from distill.errors import InputError
 from distill.journal import Journal
-from distill.serve.server import Server, ServerSettings, require_vllm, server_environment, vllm_command
+from distill.serve.server import Server, ServerSettings, require_vllm
 from distill.settings import Settings
 from distill.tasks.problem import Problem
 from distill.traces.pairing import Answer
@@ -48,13 +45,8 @@ from distill.traces.teachers.chat import ChatTeacher
 from distill.traces.teachers.settings import ChatSettings
 from distill.traces.teachers.teacher import Question
 
-SHAPES = {  # random weights, Qwen2 layout; about 0.1M and 27M parameters
-    "tiny": dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=172),
-    "large": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, intermediate_size=1376),
-}
-VOCABULARY = 512
 WANTED = 0.95
-_LOG_LINES = 5
+_POSITIONS = 256  # more than the prompts have
 
 
 class TracesBenchSettings(Settings):
@@ -116,17 +108,20 @@ def traces_targets(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _measure(settings: TracesBenchSettings, name: str, folder: Path, done: Callable[[str], None]) -> dict[str, Any]:
-    model, parameters = _random_model(name, folder, settings) if name in SHAPES else (name, None)
+    model, parameters, longest = name, None, None
+    if name in SHAPES:
+        longest = settings.tokens + _POSITIONS
+        model, parameters = random_student(name, folder, positions=longest, seed=settings.seed)
     server_settings = ServerSettings(
         threads=settings.threads,
         kv_cache_gib=settings.kv_cache_gib,
-        max_model_len=settings.tokens + 256 if name in SHAPES else None,
+        max_model_len=longest,
         arguments=("--max-num-seqs", str(settings.sequences), *settings.arguments),
     )
     rates: dict[str, list[float]] = {"teacher": [], "offline": []}
     with (
         Server(model, server_settings, folder / "server.log") as server,
-        _Offline(model, server_settings, folder) as llm,
+        Offline(model, server_settings, folder) as llm,
     ):
         for number in range(-1, settings.rounds):  # the first is for warming up
             teacher = _FixedLengths(settings, number)
@@ -180,7 +175,7 @@ class _FixedLengths(ChatTeacher):
     def offline(self) -> list[dict[str, Any]]:
         """The same requests for the child."""
         return [
-            self.render(question) | self.sampling | {"max_tokens": self.lengths[question]}
+            self.render(question) | self.sampling | {"max_tokens": self.lengths[question], "ignore_eos": True}
             for question in self.questions
         ]
 
@@ -199,81 +194,3 @@ def _through_teacher(teacher: _FixedLengths, server: Server, path: Path) -> tupl
         seconds = time.perf_counter() - start
     path.unlink(missing_ok=True)
     return seconds, tokens
-
-
-class _Offline:
-    """vLLM's `LLM` in a child process, under the keeper that leaves nothing of it behind."""
-
-    def __init__(self, model: str, settings: ServerSettings, folder: Path):
-        self.log = folder / "offline.log"
-        command = vllm_command(model, model, 0, settings)[3:]
-        for name in ("--host", "--port", "--served-model-name"):
-            at = command.index(name)
-            del command[at : at + 2]
-        command.remove("--disable-uvicorn-access-log")
-        child = [sys.executable, "-m", "distill.bench.traces_child", *command]
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "distill.serve.keeper", str(os.getpid()), *child],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=server_environment(settings, "none", offline=Path(model).is_dir()),
-                start_new_session=True,
-                text=True,
-            )
-
-    def __enter__(self) -> "_Offline":
-        try:
-            self._report()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
-
-    def turn(self, requests: list[dict[str, Any]]) -> tuple[float, int]:
-        """(seconds, output tokens) of generating them all."""
-        self._process.stdin.write(json.dumps(requests) + "\n")
-        self._process.stdin.flush()
-        report = self._report()
-        return report["seconds"], report["tokens"]
-
-    def _report(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise InputError(f"bench: vLLM's offline generation ended ({' | '.join(lines[-_LOG_LINES:])})")
-        return json.loads(line)
-
-
-def _random_model(name: str, folder: Path, settings: TracesBenchSettings) -> tuple[str, int]:
-    """(folder, parameters) of a model with random weights."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from distill.packing.tokenizer import train_tokenizer
-
-    tokenizer = train_tokenizer((f"{i}: {i * i}" for i in range(1000)), VOCABULARY)
-    shape = SHAPES[name]
-    config = Qwen2Config(
-        **shape,
-        num_key_value_heads=shape["num_attention_heads"],
-        vocab_size=VOCABULARY,
-        max_position_embeddings=settings.tokens + 256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = Qwen2ForCausalLM(config)
-    model.save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / name)
-    return str(folder / name), sum(parameter.numel() for parameter in model.parameters())

@@ -8,6 +8,9 @@
 The key is a hash of the recipe. A stage killed at any moment leaves a folder with a recipe and no manifest; the
 same command finds it and goes on. A folder made by another recipe is never reused: the error lists what changed.
 Of two processes that make the same folder one holds the lock and the other waits, then finds it done.
+
+A finished folder may hold a part of what a recipe makes. It stays what it is while the whole, or more of it, is made in
+.next, and is replaced by that at its commit.
 """
 
 import fcntl
@@ -23,7 +26,7 @@ from typing import Any
 
 from distill.errors import InputError
 
-MANIFEST, RECIPE, LOCK = "manifest.json", "recipe.json", ".lock"
+MANIFEST, RECIPE, LOCK, NEXT = "manifest.json", "recipe.json", ".lock", ".next"
 MOST_CHANGES = 8  # of two recipes that an error lists
 
 
@@ -170,33 +173,61 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
 
 
 class Workspace:
-    """A folder being made; `commit` finishes it. `finished` is the artifact when it was there already."""
+    """A folder being made; `commit` finishes it. `finished` is the artifact when it was there already. Results go to
+    `files`: the folder itself, or one inside it while a part of the same stands there."""
 
-    def __init__(self, path: Path, kind: str, recipe: dict[str, Any], finished: Artifact | None):
+    def __init__(
+        self, path: Path, kind: str, recipe: dict[str, Any], finished: Artifact | None, files: Path | None = None
+    ):
         self.path, self.kind, self.recipe, self.finished = path, kind, recipe, finished
         self.key = content_key(kind, recipe)
+        self.files = files or path
 
-    def commit(self, summary: dict[str, Any], *, remove: tuple[str, ...] = ()) -> Artifact:
+    def commit(
+        self,
+        summary: dict[str, Any],
+        *,
+        remove: tuple[str, ...] = (),
+        part: dict[str, Any] | None = None,
+        beside: tuple[str, ...] = (),
+    ) -> Artifact:
         """Write the manifest over everything but the entries named in `remove` (journals, checkpoints), then delete those.
 
-        In this order: what was paid for is gone only when its result is there.
+        In this order: what was paid for is gone only when its result is there. `part` is added to the recipe of what is
+        only a part of it, from which `goes_on` can go on; `beside` names entries that stay in the folder and change
+        after it is finished, such as the journal for that.
         """
+        recipe = self.recipe | (part or {})
+        key = content_key(self.kind, recipe)
+        there = {file.relative_to(folder): file for folder in (self.path, self.files) for file in folder.rglob("*")}
         files = {}
-        for file in sorted(self.path.rglob("*")):
-            name = file.relative_to(self.path)
-            if file.is_file() and file.name not in (LOCK, RECIPE, MANIFEST) and name.parts[0] not in remove:
+        for name, file in sorted(there.items()):
+            if (
+                file.is_file()
+                and file.name not in (LOCK, RECIPE, MANIFEST)
+                and name.parts[0] not in (NEXT, *remove, *beside)
+            ):
                 if file.name.startswith(".") and file.name.endswith(".part"):  # of a process killed in write_atomic
                     file.unlink()
                     continue
                 _sync(file)
                 files[str(name)] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        manifest = {"kind": self.kind, "key": self.key, "recipe": self.recipe, "summary": summary, "files": files}
+        if self.files != self.path:
+            self._take_the_place_of_the_part()
+        manifest = {"kind": self.kind, "key": key, "recipe": recipe, "summary": summary, "files": files}
         write_json(self.path / MANIFEST, manifest)
         for name in remove:
             entry = self.path / name
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-        self.finished = Artifact(self.path, self.kind, self.key, self.recipe, summary, files)
+        self.finished = Artifact(self.path, self.kind, key, recipe, summary, files)
         return self.finished
+
+    def _take_the_place_of_the_part(self) -> None:
+        """From here to its manifest the folder is unfinished: killed in between, the same command makes it again."""
+        (self.path / MANIFEST).unlink()
+        for file in self.files.iterdir():
+            os.replace(file, self.path / file.name)
+        self.files.rmdir()
 
 
 @contextmanager
@@ -213,7 +244,7 @@ def workspace(
     Raises InputError when the folder holds something else, listing the settings that differ. If the body raises
     before anything but the recipe was written, the folder is left as it was found; entries named in `expendable` are
     soon made again and do not count. `goes_on` says of the recipe of a finished folder whether that is only a part of
-    this one: then it is being made again.
+    this one: then more of it is made, and until the commit the part stays what it is.
     """
     recipe = json.loads(canonical_json(recipe))
     key = content_key(kind, recipe)
@@ -222,18 +253,22 @@ def workspace(
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _locked(path):
-        if (path / MANIFEST).is_file() and goes_on(_record(path / MANIFEST, recipe=dict)["recipe"]):
-            (path / MANIFEST).unlink()
+        is_part = (path / MANIFEST).is_file() and goes_on(_record(path / MANIFEST, recipe=dict)["recipe"])
         begun = next((path / name for name in (MANIFEST, RECIPE) if (path / name).is_file()), None)
-        if begun is not None:
+        if begun is not None and not is_part:
             found = _record(begun, kind=str, key=str, recipe=dict)
             _require_same(path, kind, recipe, key, found, finished=begun.name == MANIFEST)
-        finished = read(path, kind, made_by="the same command") if (path / MANIFEST).is_file() else None
+        is_finished = (path / MANIFEST).is_file() and not is_part
+        finished = read(path, kind, made_by="the same command") if is_finished else None
+        shutil.rmtree(path / NEXT, ignore_errors=True)  # of a process that was killed
+        files = path / NEXT if is_part else path
+        files.mkdir(exist_ok=True)
         try:
             if begun is None:
                 write_json(path / RECIPE, {"kind": kind, "key": key, "recipe": recipe})
-            yield Workspace(path, kind, recipe, finished)
+            yield Workspace(path, kind, recipe, finished, files)
         except BaseException:
+            shutil.rmtree(path / NEXT, ignore_errors=True)
             if {entry.name for entry in path.iterdir()} <= {LOCK, RECIPE, *expendable}:
                 for entry in (path / name for name in expendable):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)

@@ -43,6 +43,14 @@ _questions, _teacher, _cost, _machines = (
     partial(typer.Option, rich_help_panel=title) for title in ("Questions", "Teacher", "Cost", "Many machines")
 )
 
+# The groups of what `distill evaluate --help` lists.
+_who, _how, _grading = (
+    partial(typer.Option, rich_help_panel=title) for title in ("Who answers", "How they are asked", "Grading")
+)
+
+# The groups of what `distill serve profile --help` lists.
+_load, _server, _price = (partial(typer.Option, rich_help_panel=title) for title in ("Load", "Server", "Price"))
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
 serve_app = typer.Typer(no_args_is_help=True, help="A student behind vLLM, under load.")
@@ -78,7 +86,10 @@ def traces_generate(
         str | None, _questions(help="Tasks and how many problems of each: add=8000,max=4000,gsm8k:PATH=1000.")
     ] = None,
     data: Annotated[
-        str | None, _questions(help="Questions of your own: JSONL, Parquet, a folder saved by datasets, or a Hub id.")
+        list[str] | None,
+        _questions(
+            help="PATH, or NAME=PATH, of questions of your own: JSONL, Parquet, a folder saved by datasets, or a Hub id."
+        ),
     ] = None,
     prompt: Annotated[str | None, _questions(help="Field of the question in --data.", show_default="prompt")] = None,
     answer: Annotated[str | None, _questions(help="Field of the gold answer in --data, if there is one.")] = None,
@@ -162,6 +173,10 @@ def traces_generate(
     """Ask a teacher every question twice, with and without reasoning.
 
     Example: distill traces generate --tasks add=8000,max=4000 --out out/traces
+
+    Example of your own questions to a server, its key in OPENAI_API_KEY:
+    distill traces generate --data mine.jsonl --prompt question --answer label \\
+    --teacher http://127.0.0.1:8000/v1 --model Qwen/Qwen3-32B --out out/traces
     """
     given = {name: value for name, value in locals().items() if value is not None}
     if given.get("on", "ray") != "ray" or (on is None) != (shards is None):
@@ -176,7 +191,7 @@ def traces_generate(
     values, limits = from_flags(read_yaml(config) if config else {}, given)
     source = f"{config} and command line" if config else "command line"
     options = validate(GenerateOptions, limits, source=source)
-    settings = validate(GenerateSettings, values, source=source)
+    settings = validate(GenerateSettings, values, source=source, beside=GenerateOptions)
     if on is not None:
         from distill.traces.ray_shards import generate_on_ray
 
@@ -225,6 +240,9 @@ def traces_import(
     """Read pairs from a file that has them.
 
     Example: distill traces import pairs.jsonl --layout pairs --out out/traces
+
+    Example of fields with other names:
+    distill traces import rows.parquet --prompt q --reasoning cot --ift short --out out/t
     """
     from distill.traces.layouts.import_traces import import_file
 
@@ -300,6 +318,10 @@ def traces_verify(
         list[str] | None,
         typer.Option(help="URL#MODEL, or URL#MODEL#VARIABLE of its key; up to three, the majority counts."),
     ] = None,
+    judge_max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Limit of a judge's reply, its reasoning included.", show_default="2048"),
+    ] = None,
     against: Annotated[str, typer.Option(help="gold, or other-mode: the two answers with each other.")] = "gold",
     limit: Annotated[float, typer.Option(help="Seconds that checking one answer may take.")] = 5.0,
     processes: Annotated[
@@ -310,12 +332,16 @@ def traces_verify(
     """Label every answer as right or wrong; drop nothing. `distill train --keep verified` trains on the right ones.
 
     Example: distill traces verify out/traces --out out/verified
+
+    Example of a model as judge:
+    distill traces verify out/traces --judge http://127.0.0.1:8000/v1#MODEL --out out/judged
     """
+    from distill.serve.judge import judges_of_flags
     from distill.settings import validate
     from distill.traces.verify import VerifySettings, verify
 
     values = {"checker": "judge" if judge and checker == "auto" else checker, "against": against}
-    values |= {"judges": judge or [], "limit_s": limit}
+    values |= {"judges": judges_of_flags(judge, judge_max_tokens), "limit_s": limit}
     settings = validate(VerifySettings, values, source="command line")
     _show_set(verify(traces, out, settings, processes=processes), json)
 
@@ -339,6 +365,10 @@ def traces_check(
     """Repeated questions, overlap with evaluation sets, outliers; removed on request, from both modes.
 
     Example: distill traces check out/traces --against gsm8k:data/gsm8k --html check.html
+
+    Example of what stands in an exam, and what is repeated, removed:
+    distill traces check out/traces --against exam.jsonl:question \\
+    --remove duplicates,contaminated --out out/clean
     """
     from distill.settings import validate
     from distill.traces.hygiene.check import CheckSettings, check
@@ -480,6 +510,10 @@ def train(
     """Train one student; the same command again goes on from the last checkpoint.
 
     Example: distill train --packed --traces out/traces --arm reasoning --student tiny --out out/student
+
+    Example of a pretrained student, by adapters:
+    distill train --traces out/traces --arm mixed:0.5 --student Qwen/Qwen3-0.6B \\
+    --lora-rank 16 --out out/student
     """
     given = {name: value for name, value in locals().items() if value is not None}
     if out is None and not (show_batch or dry_run):
@@ -499,7 +533,7 @@ def train(
     run |= {name: given[name] for name in RunOptions.model_fields if name in given}
     options = validate(RunOptions, run, source=source)
     flags = {name: given[name] for name in TrainSettings.model_fields if name in given}
-    settings = validate(TrainSettings, written | flags, source=source)
+    settings = validate(TrainSettings, written | flags, source=source, beside=RunOptions)
     if show_batch:
         from distill.training.show_batch import print_batch
         from distill.training.show_batch import show_batch as first_batch
@@ -508,13 +542,16 @@ def train(
         return
     if dry_run:
         from distill.training.dry_run import dry_run as estimate
+        from distill.training.student_text import show_estimate
 
         found = estimate(settings, traces, options, ranks or int(os.environ.get("WORLD_SIZE", "1")))
-        _show_dict(f"{settings.arm} for {settings.student}, not trained", found, json)
+        _show_result(found, lambda found: show_estimate(found, traces), json)
         return
+    from distill.training.student_text import show_student
     from distill.training.train import train as train_student
 
-    _show(train_student(settings, traces, options), json)
+    made = train_student(settings, traces, options)
+    _show(made, json) if json else show_student(made, traces)
 
 
 @app.command()
@@ -522,68 +559,74 @@ def evaluate(
     student: Annotated[
         Path | None, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; STUDENT.evaluation if not given, or STUDENT.lm-eval.")
+    ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks, with how many questions if not 300: add,max=100,gsm8k:PATH=50,aime=all.")
+        str, _questions(help="Tasks, with how many questions if not up to 300: add,max=100,gsm8k:PATH=50,aime=all.")
     ] = "",
     data: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
+        _questions(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Field of the question in --data of your own.")] = None,
-    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
-    answer_format: Annotated[str | None, typer.Option(help="open, choice, labels or extraction.")] = None,
+    prompt: Annotated[
+        str | None, _questions(help="Field of the question in --data of your own.", show_default="prompt")
+    ] = None,
+    answer: Annotated[str | None, _questions(help="Field of the gold answer in it.")] = None,
     checker: Annotated[
         str | None,
-        typer.Option(help="How it is graded: exact, normalised, number, near_number, choice, labels or squad."),
+        _questions(help="How it is graded: exact, normalised, number, near_number, choice, labels, squad or math."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.evaluation if not given.")] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Instead of STUDENT: the URL of an OpenAI-compatible server, with its /v1.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name at --endpoint.")] = None,
-    api_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the key for --endpoint.")
-    ] = "OPENAI_API_KEY",
-    mode: Annotated[
-        str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
-    ] = None,
-    think: Annotated[
-        str,
-        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
-    ] = "free",
-    thinking_budget: Annotated[
-        str | None, typer.Option(help="Tokens of thinking, each an evaluation of its own: 64,256,none.")
-    ] = None,
-    few_shot: Annotated[
-        int | None, typer.Option(help="Ask as plain text after so many examples; how a base model is asked.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each question; needs a temperature.")] = 1,
-    score: Annotated[
-        str, typer.Option(help="loglikelihood: score the options of multiple choice as well, apart from accuracy.")
-    ] = "generated",
-    via: Annotated[
-        str | None, typer.Option(help="lm-eval: --tasks are that program's, with its own prompts and graders.")
-    ] = None,
-    via_folder: Annotated[
-        Path | None, typer.Option(help="With --via lm-eval: a folder of task files, in place of its own.")
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(help="URL#MODEL, or URL#MODEL#VARIABLE of its key, for what models judge; up to three."),
+    answer_format: Annotated[
+        str | None, _questions(help="open, choice, labels or extraction.", show_default="open")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, validation, test or all.", show_default="test; all of your own")
+        str | None, _questions(help="train, validation, test or all.", show_default="test; all of your own")
     ] = None,
-    engine: Annotated[str, typer.Option(help="vllm, or transformers (slow).")] = "vllm",
+    endpoint: Annotated[
+        str | None, _who(help="Instead of STUDENT: the URL of an OpenAI-compatible server, with its /v1.")
+    ] = None,
+    model: Annotated[str | None, _who(help="The model's name at --endpoint.")] = None,
+    api_key_env: Annotated[
+        str, _who(help="Environment variable that holds the key for --endpoint.")
+    ] = "OPENAI_API_KEY",
+    mode: Annotated[str | None, _how(help="reasoning or ift, for a student trained with --mode-signal prompt.")] = None,
+    think: Annotated[
+        str, _how(help="on: in a think block opened for the student; off: after an empty one; free: as trained.")
+    ] = "free",
+    thinking_budget: Annotated[
+        str | None, _how(help="Tokens of thinking, each an evaluation of its own: 64,256,none.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, _how(help="Ask as plain text after so many examples; how a base model is asked.")
+    ] = None,
+    samples: Annotated[int, _how(help="Answers to each question; needs a temperature.")] = 1,
+    temperature: Annotated[float, _how(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, _how(help="Sample only from the likeliest tokens of this total.")] = 1.0,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Generation limit: an answer that hits it is wrong.", show_default="the benchmark's, or 512"),
+        _how(help="Generation limit: an answer that hits it is wrong.", show_default="the benchmark's, or 512"),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample only from the likeliest tokens of this total.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions and of sampling.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
-    port: Annotated[int | None, typer.Option(help="Of the server, on loopback; a free one if not given.")] = None,
+    seed: Annotated[int, _how(help="Of the choice of questions and of sampling.")] = 0,
+    judge: Annotated[
+        list[str] | None,
+        _grading(help="URL#MODEL, or URL#MODEL#VARIABLE of its key, for what models judge; up to three."),
+    ] = None,
+    judge_max_tokens: Annotated[
+        int | None, _grading(help="Limit of a judge's reply, its reasoning included.", show_default="2048")
+    ] = None,
+    score: Annotated[
+        str, _grading(help="loglikelihood: score the options of multiple choice as well, apart from accuracy.")
+    ] = "generated",
+    via: Annotated[
+        str | None, _grading(help="lm-eval: --tasks are that program's, with its own prompts and graders.")
+    ] = None,
+    via_folder: Annotated[
+        Path | None, _grading(help="With --via lm-eval: a folder of task files, in place of its own.")
+    ] = None,
+    engine: Annotated[str, _machine(help="vllm, or transformers (slow).")] = "vllm",
+    threads: Annotated[int | None, _machine(help="CPU threads of the server.")] = None,
+    port: Annotated[int | None, _machine(help="Of the server, on loopback; a free one if not given.")] = None,
     json: Json = False,
 ) -> None:
     """Ask a student a task's questions and grade its answers.
@@ -592,11 +635,15 @@ def evaluate(
     """
     from distill.evaluation.flags import budgets_of, check_subject, questions_of
     from distill.evaluation.settings import EvaluateSettings
+    from distill.serve.judge import judges_of_flags
     from distill.settings import validate
 
     check_subject(student, endpoint, model)
+    judges = judges_of_flags(judge, judge_max_tokens)
     if via is not None or via_folder is not None:
         from distill.evaluation.flags import check_via, counts_of
+        from distill.evaluation.server import Serving
+        from distill.evaluation.table import show_lm_eval
         from distill.evaluation.via_lm_eval import LmEvalSettings, evaluate_via_lm_eval
 
         check_via(via, student=student, data=data, judge=judge, mode=mode, think=think, thinking_budget=thinking_budget)
@@ -605,25 +652,32 @@ def evaluate(
         values |= {"max_tokens": max_tokens} if max_tokens is not None else {}
         asked = validate(LmEvalSettings, values, source="command line")
         where = out or _beside(student, "lm-eval")
-        _show(evaluate_via_lm_eval(asked, student, where, threads=threads, port=port), json)
+        made = evaluate_via_lm_eval(asked, student, where, Serving(threads=threads, port=port))
+        _show(made, json) if json else show_lm_eval(made.path, made.summary)
         return
     fields = {"prompt": prompt, "answer": answer, "answer_format": answer_format, "checker": checker}
     own = {name: value for name, value in fields.items() if value is not None}
     questions = questions_of(_counts(tasks), data or [], own, split=split, seed=seed)
     values = {"questions": questions, "mode": mode, "engine": engine, "max_tokens": max_tokens, "think": think}
     values |= {"temperature": temperature, "top_p": top_p, "seed": seed, "samples": samples, "few_shot": few_shot}
-    values |= {"thinking_budgets": budgets_of(thinking_budget), "score": score, "judges": judge or []}
+    values |= {"thinking_budgets": budgets_of(thinking_budget), "score": score, "judges": judges}
     settings = validate(EvaluateSettings, values, source="command line")
+    from distill.evaluation.table import show_grades
+
     if endpoint is not None:
         from distill.evaluation.endpoint import ModelSettings, evaluate_endpoint
 
         who = {"url": endpoint, "model": model, "api_key_env": api_key_env}
         teacher = validate(ModelSettings, who, source="command line")
-        _show(evaluate_endpoint(settings, teacher, out or _beside(Path(model or ""), "evaluation")), json)
+        made = evaluate_endpoint(settings, teacher, out or _beside(Path(model or ""), "evaluation"))
+        _show(made, json) if json else show_grades(made.path, made.summary)
         return
     from distill.evaluation.evaluate import evaluate as evaluate_student
+    from distill.evaluation.server import Serving
 
-    _show(evaluate_student(settings, student, out or _beside(student, "evaluation"), threads=threads, port=port), json)
+    serving = Serving(threads=threads, port=port)
+    made = evaluate_student(settings, student, out or _beside(student, "evaluation"), serving)
+    _show(made, json) if json else show_grades(made.path, made.summary)
 
 
 @app.command()
@@ -631,7 +685,9 @@ def compare(
     evaluations: Annotated[
         list[str], typer.Argument(help="Two or more folders made by `distill evaluate`; NAME=FOLDER to name one.")
     ],
-    out: Annotated[Path, typer.Option(help="HTML page to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML page to write, with the answers side by side; none if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Two or more evaluations of the same questions: their answers side by side, and how they differ from the first.
@@ -644,34 +700,252 @@ def compare(
     _show_result(compare_evaluations(evaluations, out), show, json)
 
 
+@serve_app.command("start", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve_start(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A student, any Hugging Face folder, LoRA adapters, or a Hub id.")],
+    host: Annotated[
+        str, typer.Option(help="Where it listens; loopback, so that nobody else reaches it.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="A free one if not given.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key; drawn if not given.")
+    ] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the model.")] = None,
+    json: Json = False,
+) -> None:
+    """Serve a model with vLLM until Ctrl-C. What follows -- goes to vLLM as it is.
+
+    Example: distill serve start out/student --port 8000 -- --tensor-parallel-size 2
+    """
+    from distill.serve.server import ServerSettings
+    from distill.serve.start import start
+    from distill.settings import validate
+
+    values = {"host": host, "port": port, "max_model_len": max_model_len, "threads": threads}
+    settings = validate(ServerSettings, values | {"arguments": context.args}, source="command line")
+    place = Path(model) if Path(model).is_dir() else Path(model.replace("/", "--"))
+    log, key_file = _beside(place, "server.log"), _beside(place, "key")
+
+    def on_ready(endpoint: Any) -> None:
+        key = {"api_key_env": api_key_env} if api_key_env else {"api_key_file": str(key_file)}
+        where = {"url": endpoint.base_url, "model": endpoint.model, **key, "log": str(log)}
+        _show_dict(f"{model} is served; Ctrl-C ends it", where, json)
+
+    start(model, settings, log, key_file, api_key_env=api_key_env, on_ready=on_ready)
+
+
 @serve_app.command("profile")
 def serve_profile(
     student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
-    tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.profile if not given.")] = None,
+    tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Field of the question in --data of your own.", show_default="prompt")
+    ] = None,
+    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
+    checker: Annotated[
+        str | None,
+        typer.Option(help="Its grader: exact, normalised, number, near_number, choice, labels, squad or math."),
+    ] = None,
+    answer_format: Annotated[
+        str | None, typer.Option(help="open, choice, labels or extraction.", show_default="open")
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
     ] = None,
-    concurrency: Annotated[str, typer.Option(help="Clients at a time, one level each.")] = "1,8,32",
-    requests: Annotated[int, typer.Option(help="Measured at each level, for each task.")] = 64,
-    warmup_requests: Annotated[int, typer.Option(help="Sent before and left out.")] = 4,
-    max_tokens: int = 512,
-    seed: int = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.")] = None,
-    port: Annotated[int | None, typer.Option(help="Of the server, on loopback; a free one if not given.")] = None,
+    think: Annotated[
+        str,
+        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
+    ] = "free",
+    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions, of sampling and of arrivals.")] = 0,
+    concurrency: Annotated[
+        str | None, _load(help="Clients that wait for their answers, one load each: 1,8,32.", show_default="1,8,32")
+    ] = None,
+    rate: Annotated[str | None, _load(help="Requests a second that wait for nobody, one load each: 2,4.")] = None,
+    burstiness: Annotated[float, _load(help="Of their gaps: 1 is a Poisson process, less is burstier.")] = 1.0,
+    replay: Annotated[
+        Path | None,
+        _load(help="File of arrivals, seconds or ISO date-times: one a line, or `timestamp` in .jsonl and .csv."),
+    ] = None,
+    speed: Annotated[float, _load(help="Of --replay: 2 is twice as fast.")] = 1.0,
+    saturate: Annotated[
+        bool,
+        _load("--saturate", help="Find the load that is most, and with --objective the highest rate that keeps it."),
+    ] = False,
+    objective: Annotated[
+        str | None, _load(help="Limits of ttft, ttfat, tpot and e2e that an answer meets: ttft:500ms,tpot:50ms.")
+    ] = None,
+    requests: Annotated[int, _load(help="Measured under each load, for each task.")] = 64,
+    warmup_requests: Annotated[int, _load(help="Sent before and left out.")] = 4,
+    processes: Annotated[
+        int | None, _load(help="That send.", show_default="one for every four cores, at least one and at most 8")
+    ] = None,
+    timeout: Annotated[float, _load(help="Seconds of silence after which a request has failed.")] = 600.0,
+    endpoint: Annotated[
+        str | None, _server(help="URL, with its /v1, of a vLLM server of the student that is there already.")
+    ] = None,
+    model: Annotated[str | None, _server(help="The student's name at --endpoint.")] = None,
+    api_key_env: Annotated[
+        str, _server(help="Environment variable that holds the key for --endpoint.")
+    ] = "OPENAI_API_KEY",
+    threads: Annotated[int | None, _server(help="CPU threads of the server.")] = None,
+    port: Annotated[int | None, _server(help="Of the server, on loopback; a free one if not given.")] = None,
+    hardware: Annotated[str | None, _price(help="Row of hardware.yaml; without one nothing is priced.")] = None,
+    devices: Annotated[int | None, _price(help="Devices that serve, replicas included.", show_default="1")] = None,
+    answers_per_month: Annotated[float | None, _price(help="Over which training and teacher are shared.")] = None,
+    months: Annotated[float | None, _price(help="Of use.", show_default="1")] = None,
+    traces: Annotated[Path | None, _price(help="The student's trace set, whose teacher is paid for.")] = None,
+    fixed_usd: Annotated[
+        float | None, _price(help="Paid besides training and that teacher: tuning runs, people.", show_default="0")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put a student under load: TTFT, TPOT, end-to-end latency, throughput, tokens per answer.
+    """Put a student under load: latency, throughput, tokens, energy and price of an answer and of a correct one.
 
-    Example: distill serve profile out/student --tasks add,max --concurrency 1,32
+    Example: distill serve profile out/student --tasks add,max --concurrency 1,32 --hardware cpu-2core
+
+    Example: distill serve profile out/student --tasks add --rate 2,4 --saturate --objective ttft:500ms,tpot:50ms
     """
-    from distill.evaluation.profile import StudentProfileSettings, profile_student
+    from distill.evaluation.flags import questions_of
+    from distill.evaluation.server import Serving
+    from distill.evaluation.serving.flags import load_values, price_values, remote_of
+    from distill.evaluation.serving.profile import StudentProfileSettings, profile_student
+    from distill.evaluation.serving.table import show_profile
     from distill.settings import validate
 
-    values = {"tasks": list(_counts(tasks)), "concurrencies": concurrency.split(","), "requests": requests}
-    values |= {"mode": mode, "warmup_requests": warmup_requests, "max_tokens": max_tokens, "seed": seed}
+    fields = {"prompt": prompt, "answer": answer, "answer_format": answer_format, "checker": checker}
+    own = {name: value for name, value in fields.items() if value is not None}
+    asked = questions_of(_counts(tasks), data or [], own, split=None, seed=seed)
+    values = {"tasks": [q["task"] for q in asked], "data": {q["task"]: q["data"] for q in asked if q["data"]}}
+    values |= load_values(concurrency, rate, burstiness, replay, speed, saturate=saturate, objective=objective)
+    values |= {"mode": mode, "think": think, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    values |= {"requests": requests, "warmup_requests": warmup_requests, "processes": processes, "timeout_s": timeout}
+    values |= price_values(
+        hardware,
+        devices=devices,
+        answers_per_month=answers_per_month,
+        months=months,
+        traces=traces,
+        fixed_usd=fixed_usd,
+    )
     settings = validate(StudentProfileSettings, values, source="command line")
-    _show(profile_student(settings, student, out or _beside(student, "profile"), threads=threads, port=port), json)
+    remote = remote_of(endpoint, model, api_key_env, threads=threads, port=port)
+    serving = Serving(threads=threads, port=port)
+    made = profile_student(settings, student, out or _beside(student, "profile"), serving, remote=remote)
+    if json:
+        from distill.artifact import read_json
+
+        console.emit_json({"path": str(made.path), "key": made.key, **read_json(made.path / "profile.json")})
+    else:
+        show_profile(made.path)
+
+
+@serve_app.command("compare")
+def serve_compare(
+    a: Annotated[str, typer.Argument(help="A student's folder, or NAME=FOLDER.")],
+    b: Annotated[str, typer.Argument(help="The one that it is held against.")],
+    out: Out,
+    tasks: Annotated[str, typer.Option(help="Whose questions both answer: add,max.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Field of the question in --data of your own.", show_default="prompt")
+    ] = None,
+    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
+    checker: Annotated[
+        str | None,
+        typer.Option(help="Its grader: exact, normalised, number, near_number, choice, labels, squad or math."),
+    ] = None,
+    answer_format: Annotated[
+        str | None, typer.Option(help="open, choice, labels or extraction.", show_default="open")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="reasoning or ift, for students trained with --mode-signal prompt.")
+    ] = None,
+    think: Annotated[
+        str,
+        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
+    ] = "free",
+    thinking_budget: Annotated[
+        str | None, typer.Option(help="Most tokens of thinking of A, several each a point more: 64,256,none.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions, of sampling and of arrivals.")] = 0,
+    concurrency: Annotated[str, _load(help="Clients that wait for their answers, one load each.")] = "1,8,32",
+    rounds: Annotated[int, _load(help="In which each student has its turn at each load; 3 for their interval.")] = 4,
+    requests: Annotated[int, _load(help="Measured of each student under each load in each round, for each task.")] = 64,
+    warmup_requests: Annotated[int, _load(help="Sent before and left out.")] = 4,
+    objective: Annotated[
+        str | None,
+        _load(help="Also at the highest rate that keeps it, limits of ttft, ttfat, tpot, e2e: ttft:500ms,tpot:50ms."),
+    ] = None,
+    burstiness: Annotated[float, _load(help="Of arrivals at it: 1 is a Poisson process, less is burstier.")] = 1.0,
+    endpoint: Annotated[
+        list[str] | None,
+        _server(help="URL#MODEL of a vLLM server that is there already, URL with its /v1; twice, of A and of B."),
+    ] = None,
+    api_key_env: Annotated[
+        str, _server(help="Environment variable that holds the key for --endpoint.")
+    ] = "OPENAI_API_KEY",
+    threads: Annotated[int | None, _server(help="CPU threads of each server.")] = None,
+    hardware: Annotated[str | None, _price(help="Row of hardware.yaml; without one nothing is priced.")] = None,
+    devices: Annotated[int | None, _price(help="Devices that serve each, replicas included.", show_default="1")] = None,
+    answers_per_month: Annotated[float | None, _price(help="Over which training and teacher are shared.")] = None,
+    months: Annotated[float | None, _price(help="Of use.", show_default="1")] = None,
+    traces: Annotated[Path | None, _price(help="The students' trace set, whose teacher is paid for.")] = None,
+    fixed_usd: Annotated[
+        str | None, _price(help="Paid besides for A and for B: tuning runs, people: 120,40.", show_default="0,0")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Two students on the same questions in turns: how much dearer an answer is, and why, and a correct one.
+
+    Example: distill serve compare out/reasoning out/ift --tasks add --hardware cpu-2core --out out/compared
+
+    Example: distill serve compare out/reasoning out/ift --tasks add --thinking-budget 64,256,none --out out/compared
+    """
+    from distill.evaluation.flags import budgets_of, questions_of
+    from distill.evaluation.serving.compare import CompareSettings, compare_students
+    from distill.evaluation.serving.flags import entrants, price_values
+    from distill.evaluation.serving.words import show_comparison
+    from distill.serve.objective import read_objective
+    from distill.settings import validate
+
+    fields = {"prompt": prompt, "answer": answer, "answer_format": answer_format, "checker": checker}
+    own = {name: value for name, value in fields.items() if value is not None}
+    values = {"questions": questions_of(_counts(tasks), data or [], own, split=None, seed=seed)}
+    values |= {"mode": mode, "think": think, "thinking_budgets": budgets_of(thinking_budget), "max_tokens": max_tokens}
+    values |= {"temperature": temperature, "seed": seed, "concurrencies": concurrency.split(","), "rounds": rounds}
+    values |= {"requests": requests, "warmup_requests": warmup_requests, "burstiness": burstiness}
+    values |= {"objective": None if objective is None else read_objective(objective)}
+    settings = validate(CompareSettings, values, source="command line")
+    price = price_values(
+        hardware,
+        devices=devices,
+        answers_per_month=answers_per_month,
+        months=months,
+        traces=traces,
+        fixed_usd=fixed_usd,
+    )
+    students = entrants((a, b), endpoint or [], api_key_env, threads=threads, **price)
+    made = compare_students(settings, *students, out)
+    if json:
+        from distill.artifact import read_json
+
+        console.emit_json({"path": str(made.path), "key": made.key, **read_json(made.path / "compare.json")})
+    else:
+        show_comparison(made.path)
 
 
 @study_app.command("run")
@@ -872,6 +1146,61 @@ def bench_traces(
     _show_bench(lambda: run(settings), show_traces, out, json)
 
 
+@bench_app.command("evaluation")
+def bench_evaluation(
+    models: Annotated[str, typer.Option(help="tiny, large (random weights) or a student's folder.")] = "tiny,large",
+    questions: Annotated[int, typer.Option(help="Of a turn.")] = 384,
+    tokens: Annotated[int, typer.Option(help="Of the longest answer.")] = 192,
+    rounds: Annotated[int, typer.Option(help="Turns that each of them takes.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
+    checkers: Annotated[str, typer.Option(help="Whose answers are graded.")] = "choice,number,ifeval,math",
+    answers: Annotated[int, typer.Option(help="Graded by each checker.")] = 10_000,
+    grading_rounds: Annotated[int, typer.Option(help="How often they are graded.")] = 3,
+    workers: Annotated[int | None, typer.Option(help="Of the slow checkers; one a core if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Evaluation's generation beside vLLM's own, what an interruption costs, and how fast answers are graded.
+
+    Example: distill bench evaluation --out out/evaluation.json
+    """
+    from distill.bench.evaluation import EvaluationBenchSettings, show_evaluation
+    from distill.bench.evaluation import bench_evaluation as run
+    from distill.settings import validate
+
+    listed = {"models": models, "checkers": checkers}
+    values = {name: [part for part in text.split(",") if part] for name, text in listed.items()}
+    values |= {"questions": questions, "tokens": tokens, "rounds": rounds, "threads": threads, "answers": answers}
+    values |= {"grading_rounds": grading_rounds, "workers": workers}
+    settings = validate(EvaluationBenchSettings, values, source="command line")
+    _show_bench(lambda: run(settings), show_evaluation, out, json)
+
+
+@bench_app.command("serving")
+def bench_serving(
+    models: Annotated[str, typer.Option(help="tiny, large (random weights) or a student's folder.")] = "tiny,large",
+    concurrency: Annotated[str, typer.Option(help="Clients at a time, one closed loop each.")] = "1,16",
+    tokens: Annotated[int, typer.Option(help="Of every answer.")] = 64,
+    seconds: Annotated[float, typer.Option(help="That a turn takes, about.")] = 2.1,
+    rounds: Annotated[int, typer.Option(help="Turns that each of them takes.")] = 9,
+    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    json: Json = False,
+) -> None:
+    """Our load beside vLLM's benchmark client on one server, and what measuring costs that server.
+
+    Example: distill bench serving --out out/serving.json
+    """
+    from distill.bench.serving import ServingBenchSettings, show_serving
+    from distill.bench.serving import bench_serving as run
+    from distill.settings import validate
+
+    values = {"models": models.split(","), "concurrencies": concurrency.split(","), "tokens": tokens}
+    values |= {"seconds": seconds, "rounds": rounds, "threads": threads}
+    settings = validate(ServingBenchSettings, values, source="command line")
+    _show_bench(lambda: run(settings), show_serving, out, json)
+
+
 @bench_app.command("gap")
 def bench_gap(
     traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
@@ -888,12 +1217,14 @@ def bench_gap(
     max_tokens: Annotated[int, typer.Option(help="Generation limit.")] = 512,
     threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with where the cost comes from to this file.")] = None,
     json: Json = False,
 ) -> None:
-    """What reasoning costs beside IFT, in training and in answering, measured beside modelled.
+    """What reasoning costs beside IFT, in training and in answering: seconds, joules and FLOPs.
 
-    Example: distill bench gap out/traces --student tiny --out out/gap.json
+    Example: distill bench gap out/traces --student tiny --out out/gap.json --html gap.html
     """
+    from distill.artifact import require_file_place, write_atomic
     from distill.bench.gap import GapSettings, show_gap
     from distill.bench.gap import bench_gap as run
     from distill.settings import validate
@@ -902,7 +1233,14 @@ def bench_gap(
     values |= {"batch": batch, "row_tokens": row_tokens, "concurrencies": concurrency.split(","), "requests": requests}
     values |= {"rounds": rounds, "max_tokens": max_tokens, "threads": threads}
     settings = validate(GapSettings, values, source="command line")
-    _show_bench(lambda: run(settings, traces), show_gap, out, json)
+    if html is not None:
+        require_file_place(html)
+    result = _show_bench(lambda: run(settings, traces), show_gap, out, json)
+    if html is not None:
+        from distill.bench.gap_page import gap_page
+
+        write_atomic(html, gap_page(result))
+        _say_page(html)
 
 
 @app.command()
@@ -919,9 +1257,12 @@ def doctor(json: Json = False) -> None:
 def _counts(text: str, default: int | None = None) -> dict[str, Any]:
     """`a=1,b:PATH=2` as {"a": 1, "b:PATH": 2}."""
     counts: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, equals, count = part.rpartition("=")
-        counts[name if equals else part] = count if equals else default
+    for part in filter(None, map(str.strip, text.split(","))):
+        before, equals, after = part.rpartition("=")
+        name, count = (before.strip(), after.strip()) if equals else (part, default)
+        if name in counts:
+            raise InputError(f"--tasks {text}: {name} is named twice")
+        counts[name] = count
     return counts
 
 

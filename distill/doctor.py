@@ -17,6 +17,7 @@ PACKAGES = {
     "triton": ("kernels on a GPU", "pip install 'distill-stack[gpu]'"),
     "flash-attn": ("attention on a GPU, optional", "pip install 'distill-stack[gpu]' (builds from source, needs nvcc)"),
     "liger-kernel": ("layers on a GPU, optional", "pip install 'distill-stack[gpu]'"),
+    "zeus": ("energy, optional", "pip install 'distill-stack[energy]'"),
     "lm-eval": ("IFEval and a cross-check, optional", "pip install 'distill-stack[lm-eval]'"),
     "ray": ("shards of traces on a cluster, optional", "pip install 'distill-stack[ray]'"),
 }
@@ -27,6 +28,7 @@ def diagnose() -> dict[str, Any]:
     import torch
 
     from distill.kernels import describe
+    from distill.serve.energy import energy_here
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -35,6 +37,7 @@ def diagnose() -> dict[str, Any]:
         "gpus": gpus or "none",
         "packages": {name: _state(name, *about) for name, about in PACKAGES.items()},
         "serving": _serving(),
+        "energy": energy_here(),
         "kernels": describe(),
     }
 

@@ -123,6 +123,7 @@ class Hardware:
     power_watts: float | None
     peak_bf16_tflops: float | None
     memory_gib: float | None
+    memory_gb_per_s: float | None
     cores: int | None
     source: str
     date: str

@@ -1,7 +1,12 @@
-"""Which names mean something on the Hugging Face Hub, and which are paths on this machine."""
+"""Which names mean something on the Hugging Face Hub, and which are paths on this machine; and what is asked of it."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+from distill import console
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Of files that we read or that lie beside those. Not any suffix: names on the Hub have dots, as in Qwen2.5-0.5B.
@@ -20,3 +25,26 @@ def looks_like_hub_id(text: str) -> bool:
     if not _HUB_ID.fullmatch(text) or Path(text).suffix.lower() in _FILE_SUFFIXES:
         return False
     return not Path(text).exists() and not Path(text).parent.is_dir()
+
+
+@cache
+def _say_once(name: str) -> None:
+    console.note(f"{name}: asking the Hugging Face Hub")
+
+
+@contextmanager
+def asking_the_hub(name: str) -> Iterator[None]:
+    """Say that the Hub is asked for `name`, unless that is a folder here, and keep its client's warnings of every try
+    that failed from a person: the error at the end says it."""
+    if Path(name).is_dir():
+        yield
+        return
+    from huggingface_hub.utils import logging
+
+    _say_once(name)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from distill.errors import InputError
 
@@ -20,8 +20,9 @@ class Settings(BaseModel):
 Model = TypeVar("Model", bound=Settings)
 
 
-def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Model:
-    """`values` as a `model`. `source` names where they came from (a file, "command line") in the error.
+def validate(model: type[Model], values: dict[str, Any], *, source: str, beside: type[Settings] | None = None) -> Model:
+    """`values` as a `model`. `source` names where they came from (a file, "command line") in the error; `beside` is a
+    model whose fields stand in the same file and were taken out before, so that a misspelt one of them is recognised.
 
     Raises InputError with the first wrong field: its path, what was found, what was expected.
     """
@@ -30,19 +31,24 @@ def validate(model: type[Model], values: dict[str, Any], *, source: str) -> Mode
     except InputError as error:  # a validator that asked another room
         raise InputError(f"{source}: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(_as_written(values, first["loc"])) or "(top level)"
+        # A field that is misspelt is missing too: what stands there says more than what does not.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        field = ".".join(_as_written(values, first["loc"]))
         # What a rule about several fields was given is all of them: its message says which.
         untold = first["type"] in ("missing", "extra_forbidden") or isinstance(first["input"], dict)
         found = "" if untold else f", found {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            near = get_close_matches(str(first["loc"][-1]), model.model_fields, n=1) if len(first["loc"]) == 1 else []
+            known = _fields_at(model, first["loc"][:-1])
+            if beside and len(first["loc"]) == 1:
+                known |= beside.model_fields.keys()
+            near = get_close_matches(str(first["loc"][-1]), sorted(known), n=1)
             what = "no such field" + (f"; did you mean {near[0]}?" if near else "")
         elif first["type"] == "missing":
             what = "needed, but not given"
-        raise InputError(f"{source}: field {field}: {what}{found}{more}") from None
+        where = f"field {field}: " if field else ""  # a rule about several fields names them itself
+        raise InputError(f"{source}: {where}{what}{found}{more}") from None
 
 
 def _as_written(values: Any, path: tuple[int | str, ...]) -> Iterator[str]:
@@ -57,6 +63,23 @@ def _as_written(values: Any, path: tuple[int | str, ...]) -> Iterator[str]:
         except (KeyError, IndexError, TypeError):
             values = None
         yield str(part)
+
+
+def _fields_at(kind: Any, path: tuple[int | str, ...]) -> set[str]:
+    """The names of the fields that a value of type `kind` can have where `path`, of an error of pydantic, leads."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not path:
+            return set(kind.model_fields)
+        if path[0] in kind.model_fields:
+            return _fields_at(kind.model_fields[path[0]].annotation, path[1:])
+        return _fields_at(kind, path[1:]) if kind.__name__ in str(path[0]) else set()  # it says which of a union it is
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        names = {mark.tag for mark in kinds[1:] if isinstance(mark, Tag)}
+        return _fields_at(kinds[0], path[1:] if path and path[0] in names else path)
+    if origin in (dict, list, tuple):
+        return _fields_at(kinds[-1] if origin is dict else kinds[0], path[1:])
+    return set().union(*(_fields_at(one, path) for one in kinds))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

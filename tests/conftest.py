@@ -8,6 +8,8 @@ import ctypes
 import importlib.util
 import os
 import secrets
+import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -220,14 +222,45 @@ def trained_student(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_server(trained_student, tmp_path_factory):
-    """A running distill.serve.Server with trained_student in fp32, which takes thinking budgets."""
+    """A running distill.serve.Server with trained_student in fp32, which takes thinking budgets and estimates FLOPs."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     from distill.evaluation.budgets import server_arguments
     from distill.evaluation.subject import load_subject
     from distill.serve import Server, ServerSettings
 
-    budgets = server_arguments(load_subject(trained_student).chat)
-    settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1, arguments=budgets)
+    arguments = (*server_arguments(load_subject(trained_student).chat), "--enable-mfu-metrics")
+    settings = ServerSettings(dtype="float32", max_model_len=256, kv_cache_gib=1, threads=1, arguments=arguments)
     with Server(trained_student, settings, tmp_path_factory.mktemp("trained-vllm") / "server.log") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """`with chromium(folder) as browser`: a Chromium of its own, driven by selenium, with its profile in the folder.
+
+    It asks for nothing by itself and logs what pages say and request.
+    """
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and driver):
+        pytest.skip("needs chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+    @contextmanager
+    def opened(folder):
+        options = webdriver.ChromeOptions()
+        options.binary_location = program
+        for flag in (*flags, f"--user-data-dir={folder / 'profile'}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        browser = webdriver.Chrome(options=options, service=Service(driver))
+        try:
+            yield browser
+        finally:
+            browser.quit()
+
+    return opened

@@ -126,8 +126,17 @@ CASES = {
     TRAIN.replace("{out}", "{traces}"): "already holds traces, not student",
     "evaluate {missing} --tasks add": "missing: has no config.json",
     "evaluate {empty_folder} --tasks ad --out {out}": "unknown task 'ad': did you mean 'add'",
-    "evaluate {empty_folder} --tasks add=x --out {out}": "count: .*valid integer.*found 'x'",
-    "evaluate {empty_folder} --tasks add=0 --out {out}": "count: .*found '0'",
+    "evaluate {empty_folder} --tasks add=x --out {out}": "--tasks add=x: expected how many .*, or all",
+    "evaluate {empty_folder} --tasks add=0 --out {out}": "--tasks add=0: expected how many",
+    "evaluate {empty_folder} --tasks add=5,add --out {out}": "--tasks add=5,add: add is named twice",
+    "evaluate {empty_folder} --tasks add=5 --samples 4 --out {out}": "error: command line: samples: 4 greedy answers",
+    "evaluate {empty_folder} --data mine={malformed.jsonl} --answer ift --out {out}": "mine=.*need --checker",
+    "evaluate {empty_folder} --data mine={malformed.jsonl} --checker number --out {out}": "mine=.*need --answer",
+    "evaluate {empty_folder} --data mine={malformed.jsonl} --answer ift --checker numbr --out {out}": "did you mean 'number'",
+    "evaluate {empty_folder} --data mine={malformed.jsonl} --answer ift --checker number --answer-format opn": "data mine=.*: field answer_format: .*found 'opn'",
+    "evaluate {empty_folder} --data mine={empty.jsonl} --answer a --checker math": "math: formulas need a benchmark file",
+    "evaluate {empty_folder} --data mine={empty.jsonl} --answer ift --checker number --out {out}": "no question in it",
+    "evaluate {empty_folder} --tasks add --answer ift --out {out}": "--answer: only for --data with questions of your own",
     "evaluate {empty_folder} --tasks gsm8k --out {out}": "needs a file, written gsm8k:PATH",
     "evaluate {empty_folder} --tasks gsm8k:{missing} --out {out}": "missing: cannot be read",
     "evaluate {empty_folder} --tasks add --engine vlm --out {out}": "field engine: .*found 'vlm'",
@@ -165,6 +174,15 @@ CASES = {
     "traces stats {missing}": "missing: no such folder",
     "serve profile {missing} --tasks add": "missing: has no config.json",
     "serve profile {empty_folder} --tasks add --concurrency 1,b --out {out}": "concurrencies.1: .*found 'b'",
+    "serve profile {empty_folder} --tasks add --rate 0 --out {out}": "rates.0: .*greater than 0",
+    "serve profile {empty_folder} --tasks add --objective ttft --out {out}": "objective 'ttft': expected a limit such as",
+    "serve profile {empty_folder} --tasks add --replay {latin1.jsonl} --out {out}": "latin1.jsonl: not UTF-8 text",
+    "serve profile {empty_folder} --tasks add --replay {empty.jsonl} --out {out}": "expected two arrivals or more, found 0",
+    "serve profile {empty_folder} --tasks add --speed 2 --out {out}": "--speed: only with --replay",
+    "serve profile {empty_folder} --tasks add --hardware h20 --out {out}": "did you mean 'h200-sxm'",
+    "serve profile {empty_folder} --tasks add --months 3 --out {out}": "--months: needs --hardware",
+    "serve profile {empty_folder} --tasks add --endpoint http://127.0.0.1:9/v1": "--endpoint and --model are given together",
+    "serve profile {empty_folder} --tasks max --requests 5000": "task max: the loads need .* different questions, and there",
     "study run {missing} --out {out}": "missing: cannot be read",
     "study run {not_yaml.yaml} --out {out}": "not_yaml.yaml:3: not valid YAML",
     "study run {study_arm.yaml} --out {out}": "did you mean 'reasoning'",
@@ -217,13 +235,14 @@ def commands(group=None, path=()):
 def test_help_shows_an_example_that_parses(distill, words):
     code, out, _ = distill(*words, "--help")
     text = " ".join(out.split())
-    example = re.search(rf"Example: (distill {' '.join(words)}\b.*?)(?: [╭─]|$)", text)
-    assert code == 0 and example, out
-    arguments = example[1].split()[1 + len(words) :]
+    examples = re.findall(rf"Example[^:]*: (distill {' '.join(words)}\b.*?)(?= Example| [╭─]|$)", text)
+    assert code == 0 and len(examples) == len(re.findall(r" Example\b", text)) > 0, out
     command = typer.main.get_command(cli.app)
     for word in words:
         command = command.commands[word]
-    command.make_context("distill", arguments)  # raises for an option that is not there
+    for example in examples:
+        arguments = example.replace(" \\ ", " ").split()[1 + len(words) :]
+        command.make_context("distill", arguments)  # raises for an option that is not there
 
 
 def test_no_arguments_show_the_help(distill):

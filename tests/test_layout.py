@@ -25,7 +25,7 @@ ARROWS = {
     "evaluation": {"serve", "tasks", "packing"},  # packing: what a prompt and a think tag are is said once
     "study": {"evaluation", "training", "packing", "traces"},
     "bench": {"kernels", "training", "evaluation", "serve"},
-    "doctor": {"kernels"},
+    "doctor": {"kernels", "serve"},
     "cli": {"study", "bench", "doctor"},
 }
 LEAVES = {"artifact", "settings", "flops", "report", "errors", "console", "process", "journal", "hub"}

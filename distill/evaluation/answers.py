@@ -55,28 +55,43 @@ class Parts:
 
 
 def take_apart(chat: ChatFormat, token_ids: list[int], *, opened: bool | None = None) -> Parts:
-    """Split what a student generated: thinking is what think blocks hold, the answer is the rest. With tags of several
-    tokens the answer is what follows the last closing tag. A think block left open has no answer. `opened`: the prompt
+    """Split what a student generated: thinking is what think blocks hold, the answer is the rest, its
+    pieces on lines of their own: `7 <think>...</think> 2` is not `72`. With tags of several tokens the answer is what follows the last closing tag. A think block left open has no answer. `opened`: the prompt
     ended inside one; by default where the chat template does that."""
     opened = chat.prompt_opens_thinking if opened is None else opened
     if chat.think_open_id is not None and chat.think_close_id is not None:
-        thinking_ids, answer_ids, closed = split_thinking(
-            token_ids, chat.think_open_id, chat.think_close_id, opened=opened
-        )
+        thinking_ids, answer_ids, closed = _split_by_ids(chat, token_ids, opened)
     else:
-        thinking_ids, answer_ids, closed = _split_by_text(chat, token_ids, opened)
+        thinking_ids, after, closed = _split_by_text(chat, token_ids, opened)
+        answer_ids = [after]
     tags = {chat.think_open_id, chat.think_close_id}
     thinking = chat.tokenizer.decode([i for i in thinking_ids if i not in tags], skip_special_tokens=False)
     ends = {chat.end_of_turn, chat.tokenizer.eos_token_id, chat.tokenizer.pad_token_id}
-    answer = chat.tokenizer.decode([i for i in answer_ids if i not in ends], skip_special_tokens=False)
+    pieces = ([i for i in piece if i not in ends] for piece in answer_ids)
+    answer = "\n".join(chat.tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
     return Parts(
         thinking=thinking.removeprefix(chat.think.opening).removesuffix(chat.think.closing).strip(),
         answer=answer.strip(),
         thinking_tokens=len(thinking_ids),
-        answer_tokens=len(answer_ids),
+        answer_tokens=sum(map(len, answer_ids)),
         thought=closed is not None,
         closed=closed is not False,
     )
+
+
+def _split_by_ids(
+    chat: ChatFormat, token_ids: list[int], opened: bool
+) -> tuple[list[int], list[list[int]], bool | None]:
+    """As `split_thinking`, with the answer in the pieces that stand between think blocks."""
+    tags = (chat.think_open_id, chat.think_close_id)
+    places = [token if token in tags else -1 - place for place, token in enumerate(token_ids)]  # ids are not negative
+    thinking, answer, closed = split_thinking(places, *tags, opened=opened)
+    pieces: list[list[int]] = []
+    for n, place in enumerate(answer):
+        if not n or place != answer[n - 1] - 1:
+            pieces.append([])
+        pieces[-1].append(token_ids[-1 - place])
+    return [token if token >= 0 else token_ids[-1 - token] for token in thinking], pieces, closed
 
 
 def _split_by_text(chat: ChatFormat, token_ids: list[int], opened: bool) -> tuple[list[int], list[int], bool | None]:

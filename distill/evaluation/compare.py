@@ -1,58 +1,85 @@
 """`distill compare`: several evaluations of the same questions on one page, side by side, and how they differ."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from distill import artifact, console
 from distill.errors import InputError
 from distill.evaluation.answer_file import KIND, read_answers
-from distill.evaluation.page import Arm, contrasts, p_text, write_page
-from distill.report.numbers import signed
+from distill.evaluation.page import Arm, contrasts, p_text, scores, write_page
+from distill.evaluation.table import print_table, token_count, with_interval
+from distill.report.numbers import percent, signed
 from distill.report.text import visible
 
 _KICKER = "distill compare"
 _MADE_BY = "distill evaluate"
 
 
-def compare(evaluations: Sequence[str], out: Path) -> dict[str, Any]:
-    """Write the page of evaluations, each a folder or NAME=FOLDER, and give the differences to the first.
+def compare(evaluations: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """The scores of evaluations, each a folder or NAME=FOLDER, and the differences to the first; with `out` a page of them.
 
     Questions that not all were asked are left out, and the page says how many. Raises InputError when there is none that
     all were asked, when one question has two gold answers, and when `out` is a file that was not made here.
     """
     if len(evaluations) < 2:
         raise InputError(f"{evaluations[0]}: found one evaluation, expected two or more; it has its own answers.html")
-    artifact.require_file_place(out)
-    if out.is_file() and _KICKER not in out.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{out}: exists and is no page of `{_KICKER}`; choose another --out")
+    if out is not None:
+        _require_place(out)
     folders = _named(evaluations)
     arms, keys = [], []
     for name, folder in folders.items():
         found = artifact.read(folder, KIND, made_by=_MADE_BY)
-        arms.append(Arm(name, read_answers(folder / "answers.parquet"), found.recipe))
+        arms.append(Arm(name, read_answers(folder / "answers.parquet"), found.recipe, found.summary))
         keys.append(found.key)
     arms, notices = _same_questions(arms, list(folders.values()))
-    write_page(out, arms, kicker=f"{_KICKER} · {' · '.join(key[:12] for key in keys)}", notices=notices)
+    if out is not None:
+        write_page(out, arms, kicker=f"{_KICKER} · {' · '.join(key[:12] for key in keys)}", notices=notices)
     return {
-        "page": str(out),
+        "page": None if out is None else str(out),
         "questions": len({answer.problem_id for answer in arms[0].answers}),
         "left_out": notices,
+        "scores": [asdict(found) for found in scores(arms)],
         "differences": [asdict(contrast) for contrast in contrasts(arms)],
     }
 
 
 def show(found: dict[str, Any]) -> None:
-    """The differences in a few lines on standard output."""
-    for c in found["differences"]:
-        value, low, high = (signed(100 * c["difference"][name]) for name in ("value", "low", "high"))
-        line = f"{c['task']}: {c['treatment']} {value} points against {c['control']}"
-        line += f" (95 % interval {low} to {high}, p {p_text(c['p_value'])}; these trained students)"
-        console.out.print(visible(line), markup=False, soft_wrap=True)
+    """Scores and differences as a table on standard output."""
+    differences = {(c["task"], c["treatment"]): c for c in found["differences"]}
+    first = found["scores"][0]["arm"]
+    groups = []
+    for task, some in groupby(found["scores"], key=lambda s: s["task"]):
+        rows = [[s["arm"], *_amounts(s), *_difference(differences.get((task, s["arm"])))] for s in some]
+        groups.append([[task if i == 0 else "", *row] for i, row in enumerate(rows)])
+    columns = ("task", "evaluation", "% [95 %]", "unfinished\n%", "tokens", "points more\nthan the first [95 %]", "p")
+    print_table(f"{found['questions']:,} questions; differences are to {first}", columns, groups)
+    console.note("Of these trained students: no training seeds are drawn. No p-value is corrected.")
     for notice in found["left_out"]:
         console.note(visible(notice))
-    console.out.print(visible(found["page"]), markup=False, soft_wrap=True)
+    if found["page"] is not None:
+        console.out.print(visible(f"page: {found['page']}"), markup=False, soft_wrap=True)
+
+
+def _amounts(score: dict[str, Any]) -> list[str]:
+    accuracy = with_interval(score["accuracy"]["value"], score["accuracy"])
+    return [accuracy, percent(score["unfinished_rate"]), token_count(score["tokens"])]
+
+
+def _difference(contrast: dict[str, Any] | None) -> list[str]:
+    if contrast is None:  # of the first
+        return ["", ""]
+    value, low, high = (signed(100 * contrast["difference"][name]) for name in ("value", "low", "high"))
+    return [f"{value} [{low}, {high}]", p_text(contrast["p_value"])]
+
+
+def _require_place(out: Path) -> None:
+    """Raises InputError when `out` is no place for a file, or a file that was not made here."""
+    artifact.require_file_place(out)
+    if out.is_file() and _KICKER not in out.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{out}: exists and is no page of `{_KICKER}`; choose another --out")
 
 
 def _named(evaluations: Sequence[str]) -> dict[str, Path]:
@@ -90,7 +117,16 @@ def _same_questions(arms: list[Arm], folders: list[Path]) -> tuple[list[Arm], li
         for arm, gold in zip(arms, golds, strict=True)
         if len(gold) > len(common)
     ]
-    return [Arm(a.name, [x for x in a.answers if x.problem_id in common], a.recipe) for a in arms], notices
+    kept = [
+        # Grades are of all questions, so not of what is left of them.
+        replace(
+            a,
+            answers=[x for x in a.answers if x.problem_id in common],
+            grades={} if len(gold) > len(common) else a.grades,
+        )
+        for a, gold in zip(arms, golds, strict=True)
+    ]
+    return kept, notices
 
 
 def _short(gold: str) -> str:

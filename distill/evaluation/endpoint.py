@@ -22,7 +22,7 @@ from distill.evaluation.generate import JOURNAL
 from distill.evaluation.grading import grade, grading_recipe
 from distill.evaluation.judging import JUDGEMENTS, judges_of
 from distill.evaluation.page import Arm, write_page
-from distill.evaluation.questions import Prompts, ask, distinct_problems
+from distill.evaluation.questions import Prompts, ask, distinct_problems, note_rows_left_out, recipe_of
 from distill.evaluation.requests import Request, answer_limit, requests
 from distill.evaluation.settings import EvaluateSettings
 from distill.journal import Journal
@@ -37,8 +37,8 @@ from distill.serve import (
 )
 from distill.serve.tokens import split_thinking
 from distill.settings import Settings
-from distill.traces.faults import split_think
 from distill.traces.teachers.chat import think_ids
+from distill.traces.teachers.read_reply import count_in, parts_of, valid_text
 
 CONCURRENCY = 32
 
@@ -56,9 +56,11 @@ def evaluate_endpoint(settings: EvaluateSettings, model: ModelSettings, out: Pat
     """Answer and grade; the same folder as `evaluate` writes. Raises InputError."""
     _check(settings)
     asked = ask(settings.questions, settings.judges)
+    note_rows_left_out(asked)
     wanted = requests(settings, asked, Prompts({problem.id: [] for problem in distinct_problems(asked)}))
     recipe = {
-        "settings": settings.of_recipe() | {"max_tokens": {a.task.name: answer_limit(settings, a) for a in asked}},
+        "settings": recipe_of(settings, asked)
+        | {"max_tokens": {a.task.name: answer_limit(settings, a) for a in asked}},
         "model": model.model_dump(mode="json", exclude={"api_key_env"}),
         "tasks": {a.task.name: a.task.revision for a in asked},
         "grading": grading_recipe(asked, settings.judges),
@@ -82,7 +84,8 @@ def evaluate_endpoint(settings: EvaluateSettings, model: ModelSettings, out: Pat
         grades = all_grades(asked, answers, None, judges)
         write_answers(work.path / "answers.parquet", answers)
         artifact.write_json(work.path / "grades.json", grades)
-        write_page(work.path / "answers.html", [Arm("", answers, work.recipe)], kicker=f"distill evaluate · {work.key}")
+        arm = Arm(model.model, answers, work.recipe, grades)
+        write_page(work.path / "answers.html", [arm], kicker=f"distill evaluate · {work.key}")
         return work.commit(grades, remove=(JOURNAL, JUDGEMENTS))
 
 
@@ -140,16 +143,13 @@ async def _ask(
 
 def _reply(result: ChatCompletion, ids: tuple[int | None, int | None] | None, endpoint: Endpoint) -> dict[str, Any]:
     """What is kept of a reply: its parts, and how many tokens each had."""
-    if result.reasoning is not None:
-        thinking, answer, fault = result.reasoning, result.content, None
-    else:
-        thinking, answer, fault = split_think(result.content)
+    thinking, answer, fault = parts_of(result)
     thinking_tokens, answer_tokens = _tokens(result, ids, endpoint, thinking, answer)
     return {
         "token_ids": result.token_ids or [],
-        "thinking": _valid(thinking.strip()),
-        "answer": _valid(answer.strip()),
-        "prompt_tokens": _count(result.usage, "prompt_tokens") or 0,
+        "thinking": valid_text(thinking.strip()),
+        "answer": valid_text(answer.strip()),
+        "prompt_tokens": count_in(result.usage, "prompt_tokens") or 0,
         "thinking_tokens": thinking_tokens,
         "answer_tokens": answer_tokens,
         "thought": bool(thinking.strip()),
@@ -171,26 +171,16 @@ def _tokens(
         opened = result.reasoning is not None and not answer and ids[1] not in result.token_ids
         parts = split_thinking(result.token_ids, *ids, opened=opened)
         return len(parts[0]), len(parts[1])
-    total = _count(result.usage, "completion_tokens") if result.token_ids is None else len(result.token_ids)
+    total = count_in(result.usage, "completion_tokens") if result.token_ids is None else len(result.token_ids)
     if total is None:
         raise InputError(f"endpoint {endpoint.base_url}: does not say how many tokens it used, so answers have no cost")
     if not thinking.strip():
         return 0, total
-    said = _count(result.usage.get("completion_tokens_details"), "reasoning_tokens")
+    said = count_in(result.usage.get("completion_tokens_details"), "reasoning_tokens")
     if said is not None and 0 < said <= total:
         return said, total - said
     share = round(total * len(thinking) / max(len(thinking) + len(answer), 1))
     return share, total - share
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count < 2**63 else None
-
-
-def _valid(text: str) -> str:
-    """`text` with what cannot be encoded (lone surrogates) replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _answer(settings: EvaluateSettings, request: Request, reply: dict[str, Any]) -> Answer:

@@ -8,7 +8,6 @@ folder/
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,40 @@ from distill.evaluation.generate import JOURNAL, Generation, Journal, generate_t
 from distill.evaluation.grading import grade, grading_recipe, summarise
 from distill.evaluation.judging import JUDGEMENTS, Judges, judges_of
 from distill.evaluation.loglikelihood import JOURNAL as OPTIONS
-from distill.evaluation.loglikelihood import loglikelihood_grades, score_options, scored_prompts
+from distill.evaluation.loglikelihood import loglikelihood_grades, score_options, scored_prompts, with_options
+from distill.evaluation.metric_intervals import metric_intervals
 from distill.evaluation.page import Arm, write_page
-from distill.evaluation.questions import Asked, Prompts, ask, distinct_problems, positions_needed
+from distill.evaluation.questions import (
+    Asked,
+    Prompts,
+    ask,
+    distinct_problems,
+    note_rows_left_out,
+    positions_needed,
+    recipe_of,
+)
 from distill.evaluation.requests import answer_limit, requests
 from distill.evaluation.responses import read_output
 from distill.evaluation.samples_and_budgets import further_grades, headline
-from distill.evaluation.server import engine_version, reachable_server, server_log
+from distill.evaluation.server import Serving, engine_version
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import Subject, load_subject
 from distill.evaluation.thinking import think_prompts
 from distill.flops import ModelShape
 from distill.journal import Journal as JsonJournal
-from distill.serve import Endpoint
 
 
-def evaluate(
-    settings: EvaluateSettings,
-    student: Path,
-    out: Path,
-    *,
-    endpoint: Callable[[], Endpoint] | None = None,
-    threads: int | None = None,
-    port: int | None = None,
-) -> Artifact:
-    """Answer and grade. `endpoint` gives a running server, and is called only if something must be generated;
-    without it one is started. For thinking budgets it must have been started with `budgets.server_arguments`.
-    Raises InputError."""
+def evaluate(settings: EvaluateSettings, student: Path, out: Path, serving: Serving = Serving()) -> Artifact:
+    """Answer and grade. A server that is there must, for thinking budgets, have been started with
+    `budgets.server_arguments`. Raises InputError."""
     asked = ask(settings.questions, settings.judges)
+    note_rows_left_out(asked)
     subject = load_subject(student)
     prompts = render(settings, subject, asked)
     longest = max(positions_needed(subject, _prompts_of(a, prompts), answer_limit(settings, a)) for a in asked)
     wanted = requests(settings, asked, prompts)
-    options = scored_prompts(subject, asked, prompts) if settings.score == "loglikelihood" else {}
+    scorable = with_options(subject, asked, prompts) if settings.score == "loglikelihood" else []
+    options = scored_prompts(subject, scorable, prompts)
     longest = max(longest, *(len(prompt) + len(option) + 1 for prompt, option in options.values()), 0)
     recipe = evaluation_recipe(settings, subject, asked, prompts)
     with artifact.workspace(out, KIND, recipe) as work:
@@ -67,21 +67,26 @@ def evaluate(
                 generate_transformers(student, missing, settings, subject, journal)
             elif missing or any(key not in scored for key in options):
                 by_vllm = settings.limits_thinking and why_not_vllm(subject.require_chat(), prompts) is None
-                with reachable_server(
-                    endpoint,
-                    subject,
-                    server_log(out),
-                    positions=longest,
-                    threads=threads,
-                    port=port,
-                    arguments=server_arguments(subject.require_chat()) if by_vllm else (),
-                ) as reachable:
-                    generation = Generation(reachable, settings, subject, prompts, journal.add, vllm_limits=by_vllm)
+                limits = server_arguments(subject.require_chat()) if by_vllm else ()
+                with serving.reachable(subject, out, positions=longest, arguments=limits) as endpoint:
+                    kept, keep = journal.outputs, journal.add
+                    generation = Generation(endpoint, settings, subject, prompts, keep, vllm_limits=by_vllm, kept=kept)
                     asyncio.run(generation.run(missing))
                     if options:
-                        asyncio.run(score_options(reachable, options, scored))
-            answers = [read_output(settings, subject, prompts, r, journal.outputs[r.key]) for r in wanted]
-            likely = {a.task.name: loglikelihood_grades(a, scored.get) for a in asked} if options else {}
+                        asyncio.run(score_options(endpoint, options, scored))
+            drawn = settings.temperature > 0 and settings.engine == "vllm"  # each answer with a seed of its own
+            answers = [
+                read_output(
+                    subject,
+                    prompts,
+                    request,
+                    journal.outputs[request.key],
+                    think=settings.think,
+                    seed=request.seed(settings.seed) if drawn else None,
+                )
+                for request in wanted
+            ]
+            likely = {a.task.name: loglikelihood_grades(a, scored.get) for a in scorable}
         judges = judges_of(settings.judges, work.path)
         answers = grade(asked, answers, judges)
         grades = all_grades(asked, answers, subject.shape, judges)
@@ -91,7 +96,7 @@ def evaluate(
                 values["loglikelihood"] = likely[name]
         write_answers(work.path / "answers.parquet", answers)
         artifact.write_json(work.path / "grades.json", grades)
-        arm = Arm("", answers, work.recipe)
+        arm = Arm(student.resolve().name, answers, work.recipe, grades)
         write_page(work.path / "answers.html", [arm], kicker=f"distill evaluate · {work.key}")
         return work.commit(grades, remove=(JOURNAL, OPTIONS, JUDGEMENTS))
 
@@ -113,7 +118,7 @@ def evaluation_recipe(
 ) -> dict[str, Any]:
     """Everything the graded answers depend on. `prompts` are needed where they are more than the rendered questions."""
     recipe = {
-        "settings": settings.of_recipe()
+        "settings": recipe_of(settings, asked)
         | {"max_tokens": _one({a.task.name: answer_limit(settings, a) for a in asked})},
         "student": subject.identity,
         "tasks": {a.task.name: a.task.revision for a in asked},
@@ -134,6 +139,7 @@ def all_grades(
     grades = summarise(asked, headline(answers), shape, judges)
     for a in asked:
         mine = [answer for answer in answers if answer.task == a.task.name]
+        grades[a.task.name]["intervals"] = metric_intervals(a, headline(mine))
         grades[a.task.name] |= further_grades(mine, a.task.answer_format)
     return grades
 

@@ -10,10 +10,11 @@ Answer:
 from typing import Any
 
 from distill.errors import InputError
-from distill.evaluation.questions import Asked, Prompts
+from distill.evaluation.questions import Asked, Prompts, up_to
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import Subject
 from distill.tasks.benchmark_task import BenchmarkTask, Example
+from distill.tasks.problem import Problem
 from distill.tasks.task import Task
 
 EXAMPLES = 5  # of a task that does not say how many
@@ -25,8 +26,9 @@ def asked_as_text(settings: EvaluateSettings, subject: Subject) -> bool:
     return settings.few_shot is not None or subject.chat is None
 
 
-def examples(task: Task, count: int | None) -> list[Example]:
-    """`count` answered questions of a task, never from its test split. Raises InputError when there are too few."""
+def examples(task: Task, asked: list[Problem], count: int | None) -> list[Example]:
+    """`count` answered questions of a task, of its training split and none of those that are asked. Raises InputError
+    when there are too few."""
     if isinstance(task, BenchmarkTask):
         found = list(task.examples)
         if count is not None and count > len(found):
@@ -34,7 +36,15 @@ def examples(task: Task, count: int | None) -> list[Example]:
         return found if count is None else found[:count]
     if count == 0:
         return []
-    return [Example(p.prompt, p.gold) for p in task.problems("train", EXAMPLES if count is None else count, 0)]
+    count = EXAMPLES if count is None else count
+    prompts = {problem.prompt for problem in asked}
+    left = [p for p in up_to(task, "train", count + len(asked), 0) if p.prompt not in prompts][:count]
+    if len(left) < count:
+        raise InputError(
+            f"task {task.name}: {count} examples needed and {len(left)} training questions left that are not asked; ask "
+            f"fewer questions (--tasks {task.name}=N, or --split test) or show fewer examples (--few-shot K)"
+        )
+    return [Example(p.prompt, p.gold) for p in left]
 
 
 def few_shot_prompts(subject: Subject, asked: list[Asked], count: int | None) -> Prompts:
@@ -42,7 +52,7 @@ def few_shot_prompts(subject: Subject, asked: list[Asked], count: int | None) ->
     ids: dict[str, list[int]] = {}
     shots: dict[str, int] = {}
     for a in asked:
-        shown = examples(a.task, count)
+        shown = examples(a.task, a.problems, count)
         shots[a.task.name] = len(shown)
         before = "".join(f"{e.prompt}\n\nAnswer: {e.answer}{STOP}" for e in shown)
         for problem in a.problems:

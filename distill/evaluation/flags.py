@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
+from distill.evaluation.settings import COUNT, UP_TO
+from distill.settings import validate
 from distill.tasks.benchmark import BENCHMARKS
+from distill.tasks.questions import QuestionFile
 from distill.tasks.registry import TASKS
-
-COUNT = 300
 
 
 def questions_of(
@@ -36,8 +37,8 @@ def questions_of(
     return [
         {
             "task": name,
-            "data": {"path": paths[name], **own} if name in mine else paths.get(name),
-            "count": _count(count),
+            "data": _own_file(name, paths[name], own) if name in mine else paths.get(name),
+            "count": UP_TO if count is None else _count(name, count),
             "split": split or ("all" if name in mine else "test"),
             "seed": seed,
         }
@@ -46,12 +47,24 @@ def questions_of(
 
 
 def counts_of(counts: dict[str, str | None]) -> dict[str, Any]:
-    """The counts of `--tasks`; None for all."""
-    return {name: _count(count) for name, count in counts.items()}
+    """The most questions of each of `--tasks`; None for all."""
+    return {name: COUNT if count is None else _count(name, count) for name, count in counts.items()}
 
 
-def _count(text: str | None) -> Any:
-    return COUNT if text is None else None if text == "all" else text
+def _count(name: str, text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise InputError(f"--tasks {name}={text}: expected how many questions, a whole number above 0, or all")
+    return int(text)
+
+
+def _own_file(name: str, path: str, own: dict[str, Any]) -> QuestionFile:
+    """Questions of your own that can be graded."""
+    for field in ("answer", "checker"):
+        if field not in own:
+            raise InputError(f"--data {name}={path}: questions of your own need --{field} (see --help) to be graded")
+    return validate(QuestionFile, {"path": path, **own}, source=f"--data {name}={path}")
 
 
 def budgets_of(text: str | None) -> tuple[str | None, ...]:

@@ -1,7 +1,7 @@
 """A student's raw outputs: token ids for every question, through vLLM, each durable once it is there."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,12 @@ class Generation:
         keep: Callable[[str, Output], None],
         *,
         vllm_limits: bool,
+        kept: Mapping[str, Output] | None = None,
     ):
-        """`vllm_limits`: whether the server limits thinking; else it is done here, by two requests."""
+        """`vllm_limits`: whether the server limits thinking; else it is done here, by two requests, of which the first
+        may be among those that were `kept` before."""
         self.endpoint, self.settings, self.subject, self.prompts = endpoint, settings, subject, prompts
-        self.keep, self.vllm_limits = keep, vllm_limits
+        self.keep, self.vllm_limits, self.kept = keep, vllm_limits, kept or {}
         self.failures: list[str] = []
 
     async def run(self, requests: list[Request]) -> None:
@@ -106,9 +108,15 @@ class Generation:
             elif len(cut) >= max_tokens:
                 self._finish(request, Output(cut[:max_tokens], "length", output.seconds))
             else:
+                if _uncut(request) not in self.kept:
+                    self.keep(_uncut(request), output)
                 waiting.append((request, cut, output.seconds))
 
-        await self._complete(requests, [r.prompt for r in requests], max_tokens, first)
+        missing = [request for request in requests if _uncut(request) not in self.kept]
+        for request in requests:
+            if _uncut(request) in self.kept:
+                first(request, self.kept[_uncut(request)])
+        await self._complete(missing, [r.prompt for r in missing], max_tokens, first)
         by_length: dict[int, list[tuple[Request, list[int], float]]] = {}
         for row in waiting:
             by_length.setdefault(len(row[1]), []).append(row)
@@ -161,6 +169,11 @@ class Generation:
             seeds=[request.seed(self.settings.seed) for request in requests],
             on_result=on_result,
         )
+
+
+def _uncut(request: Request) -> str:
+    """The journal's key of an output of which the thinking is too long, until its second half is there."""
+    return f"{request.key} uncut"
 
 
 def end_ids(subject: Subject, prompts: Prompts) -> tuple[int, ...]:

@@ -20,12 +20,13 @@ from distill.evaluation.questions import Asked
 from distill.flops import ModelShape
 from distill.serve.judge import JudgeSettings
 from distill.tasks.check_pool import LIMIT_S, MEMORY_BYTES, check_all
+from distill.tasks.checkers import VERSION as CHECKERS_VERSION
 from distill.tasks.ifeval import sentence_splitter
 from distill.tasks.problem import Problem
 from distill.tasks.task import Metric
 from distill.tasks.verdict import Verdict
 
-GRADING_VERSION = 2  # part of every key: raise it when the same output would get another grade
+GRADING_VERSION = 3  # part of every key: raise it when the same output would get another grade
 UNFINISHED = Verdict(False, "unfinished")
 _CHARACTERS = 1_000_000  # of an answer, at its end
 _LIBRARIES = {"math": ("math-verify", "sympy"), "ifeval": ("lm-eval", "langdetect", "nltk")}
@@ -67,7 +68,7 @@ def grade(
 def grading_recipe(asked: Sequence[Asked], judges: Sequence[JudgeSettings] = ()) -> dict[str, Any]:
     """All that grades depend on besides the answers and the tasks."""
     checkers = {a.task.checker for a in asked} | ({"math"} if any(a.task.checker == "number" for a in asked) else set())
-    recipe: dict[str, Any] = {"version": GRADING_VERSION}
+    recipe: dict[str, Any] = {"version": [GRADING_VERSION, CHECKERS_VERSION]}
     for checker in sorted(checkers & _LIBRARIES.keys()):
         recipe |= {name: importlib.metadata.version(name) for name in _LIBRARIES[checker]}
         recipe |= {"limit_s": LIMIT_S, "memory_bytes": MEMORY_BYTES}
@@ -106,6 +107,7 @@ def summarise(
             "n_questions": len(a.problems),
             "n_answers": len(mine),
             "n_correct": correct,
+            "rows_left_out": a.rows_left_out,
             "metrics": {n: m.value(metric_columns(m, theirs, mine)) for n, m in a.task.metrics.items()},
             "unfinished_rate": 1 - len(finished) / len(mine),
             "think_rate": float(np.mean([x.thought for x in mine])),

@@ -76,9 +76,10 @@ class ServedStudent(TemplateLM):
                 stop=() if chat else until,  # in a chat they end the answer, not a thought
             )
             prompts = [self.tok_encode(requests[i].args[0])[-(self.max_length - most) :] for i in places]
-            for i, result in zip(
-                places, await complete(self.endpoint, prompts, sampling, concurrency=CONCURRENCY), strict=True
-            ):
+            results = await complete(
+                self.endpoint, prompts, sampling, concurrency=CONCURRENCY, label="answers for lm-eval"
+            )
+            for i, result in zip(places, results, strict=True):
                 found[i] = _up_to(self._answer(result), until)
         return found
 

@@ -46,17 +46,35 @@ def options_of(problem: Problem) -> dict[str, str]:
     return found
 
 
-def scored_prompts(subject: Subject, asked: list[Asked], prompts: Prompts) -> dict[str, tuple[list[int], list[int]]]:
-    """(prompt, option) token ids by journal key. Raises InputError where options cannot be scored."""
+def with_options(subject: Subject, asked: list[Asked], prompts: Prompts) -> list[Asked]:
+    """The tasks whose questions all list options; a note says which do not. Raises InputError when there is none, or
+    when no option can follow the prompts."""
     if prompts.opened:
         raise InputError(
             f"{subject.folder}: its prompts open a think block, so no option can follow; use --think off with "
             "--score loglikelihood"
         )
+    found, reasons = [], []
+    for a in asked:
+        try:
+            if a.task.answer_format != "choice":
+                raise InputError(f"task {a.task.name}: is not multiple choice, so it has no log-likelihood of options")
+            for problem in a.problems:
+                options_of(problem)
+            found.append(a)
+        except InputError as error:
+            reasons.append(error)
+    if not found:
+        raise reasons[0]
+    for reason in reasons:
+        console.note(f"--score loglikelihood leaves out {reason}")
+    return found
+
+
+def scored_prompts(subject: Subject, asked: list[Asked], prompts: Prompts) -> dict[str, tuple[list[int], list[int]]]:
+    """(prompt, option) token ids by journal key, of questions that list options."""
     rows: dict[str, tuple[list[int], list[int]]] = {}
     for a in asked:
-        if a.task.answer_format != "choice":
-            raise InputError(f"task {a.task.name}: is not multiple choice, so it has no log-likelihood of options")
         for problem in a.problems:
             for letter, text in options_of(problem).items():
                 said = f" {text}" if prompts.as_text else text

@@ -5,7 +5,7 @@ Equal answers give equal bytes: nothing timed is on the page, and what is drawn 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import groupby
@@ -16,9 +16,8 @@ import numpy as np
 
 from distill import artifact
 from distill.evaluation.answers import Answer
-from distill.evaluation.statistics.intervals import Interval, paired_difference, score
+from distill.evaluation.statistics.intervals import Interval, difference, score
 from distill.evaluation.statistics.resampling import of_scores
-from distill.evaluation.statistics.significance import sign_flip_test
 from distill.report.blocks import Answer as Written
 from distill.report.blocks import (
     Block,
@@ -52,11 +51,15 @@ _THINK = {"on": "a think block was opened for it", "off": "thinking was closed f
 
 @dataclass(frozen=True)
 class Arm:
-    """The graded answers of one evaluation, or of one of its thinking budgets, and the recipe that made them."""
+    """The graded answers of one evaluation, or of one of its thinking budgets, and the recipe that made them.
+
+    `grades` are those of all these answers, as in grades.json: metrics besides accuracy are read from there.
+    """
 
     name: str
     answers: list[Answer]
     recipe: dict[str, Any]
+    grades: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def by_task(self) -> dict[str, list[Answer]]:
@@ -127,7 +130,7 @@ def render(arms: Sequence[Arm], *, kicker: str, notices: Sequence[str] = ()) -> 
     text_limit, entries = _limits(rows)
     shown = _choose(rows, entries)
     head: list[Block] = [Notice("Mind this.", list(notices))] if notices else []
-    head += [_scores(columns)]
+    head += [_scores(columns), *_further_metrics(arms)]
     if len(columns) > 1:
         head.append(_differences(columns))
         head.append(
@@ -141,10 +144,12 @@ def render(arms: Sequence[Arm], *, kicker: str, notices: Sequence[str] = ()) -> 
     ]
     questions = len({row.problem_id for row in rows})
     tasks = ", ".join(shorten(task, _NAME) for task in columns[0].by_task)
+    named = ", ".join(shorten(arm.name, _NAME) for arm in arms if arm.name)
+    answers = f"{count(sum(len(column.answers) for column in columns))} graded answers"
     return render_page(
-        f"{count(sum(len(column.answers) for column in columns))} graded answers",
+        f"{named}: {answers}" if named else answers,
         [
-            Section("Scores", head, lead="Intervals are over questions, at 95 %; tokens are means."),
+            Section("Scores", head, lead="Intervals are over questions, at 95\u00a0%; tokens are means."),
             Section("Answers", browse),
             Section("How they were made", made),
         ],
@@ -221,9 +226,8 @@ def _scores(columns: Sequence[Arm]) -> Table:
         "Right answers",
         [
             "",
-            "Questions",
-            "Right answers",
             Cell("Right", "% of answers"),
+            "Questions",
             Cell("Unfinished", "%, graded wrong"),
             Cell("Thought", "%"),
             Cell("Tokens", "an answer"),
@@ -234,19 +238,68 @@ def _scores(columns: Sequence[Arm]) -> Table:
     )
 
 
+def _further_metrics(arms: Sequence[Arm]) -> list[Table]:
+    """Metrics besides accuracy, where there are any."""
+    groups = []
+    for task in arms[0].by_task:
+        found = [arm.grades.get(task, {}) for arm in arms]
+        names = [name for name in found[0].get("metrics", {}) if name != "accuracy"]
+        rows = [[shorten(name, _NAME), *(_metric_cell(grades, name) for grades in found)] for name in names]
+        groups += [Group(rows, title=shorten(task, _NAME))] if rows else []
+    names = [Cell(shorten(arm.name, _NAME), "%") if arm.name else "%" for arm in arms]
+    return [Table("Further metrics", ["", *names], groups)] if groups else []
+
+
+def _metric_cell(grades: dict[str, Any], name: str) -> Cell:
+    interval = grades.get("intervals", {}).get(name)
+    note = f"{percent(interval['low'])} to {percent(interval['high'])}" if interval else ""
+    return Cell(percent(grades.get("metrics", {}).get(name)), note)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an arm did on a task; accuracy in shares of right answers, tokens an answer."""
+
+    task: str
+    arm: str
+    questions: int
+    accuracy: Interval
+    unfinished_rate: float
+    tokens: float
+
+
+def scores(arms: Sequence[Arm]) -> list[Score]:
+    """Of every arm, or thinking budget of one, task by task."""
+    columns = [column for arm in arms for column in arm.budgets()]
+    return [_score(task, column.name, column.by_task[task]) for task in columns[0].by_task for column in columns]
+
+
+def _score(task: str, arm: str, answers: list[Answer]) -> Score:
+    by_question = _scores_by_question(answers)
+    return Score(
+        task,
+        arm,
+        len(by_question),
+        score([of_scores(by_question)]),
+        np.mean([not a.finished for a in answers]).item(),
+        np.mean([a.thinking_tokens + a.answer_tokens for a in answers]).item(),
+    )
+
+
 def _score_row(name: str, answers: list[Answer]) -> list[str | Cell]:
-    accuracy = score([of_scores(_scores_by_question(answers))])
+    found = _score(answers[0].task, name, answers)
+    accuracy, questions = found.accuracy, found.questions
+    right = sum(a.correct for a in answers)
+    several = f"{count(len(answers))} answers, {count(right)} right"
     tokens = lambda some: float(np.mean([a.thinking_tokens + a.answer_tokens for a in some])) if some else None  # noqa: E731
     parts = np.mean([[a.thinking_tokens, a.answer_tokens] for a in answers], axis=0).tolist()
-    questions = len({a.problem_id for a in answers})
     return [
         name,
-        Cell(count(questions), "" if questions == len(answers) else f"{count(len(answers))} answers"),
-        count(sum(a.correct for a in answers)),
         Cell(percent(accuracy.value), f"{percent(accuracy.low)} to {percent(accuracy.high)}"),
-        percent(np.mean([not a.finished for a in answers]).item()),
+        Cell(count(questions), f"{count(right)} right" if questions == len(answers) else several),
+        percent(found.unfinished_rate),
         percent(np.mean([a.thought for a in answers]).item()),
-        Cell(fixed(tokens(answers)), "{} thinking + {} answer".format(*map(fixed, parts))),
+        Cell(fixed(found.tokens), "{} thinking + {} answer".format(*map(fixed, parts))),
         fixed(tokens([a for a in answers if a.correct])),
         fixed(tokens([a for a in answers if not a.correct])),
     ]
@@ -281,12 +334,13 @@ def _contrast(task: str, treatment: Arm, control: Arm) -> Contrast:
     scores = [_scores_by_question(arm.by_task[task]) for arm in (treatment, control)]
     right = [{(a.problem_id, a.sample): a.correct for a in arm.by_task[task]} for arm in (treatment, control)]
     common = [(right[0][key], right[1][key]) for key in right[0].keys() & right[1].keys()]
+    between = difference(*([of_scores(one)] for one in scores))
     return Contrast(
         task,
         treatment.name,
         control.name,
-        paired_difference([of_scores(scores[0])], [of_scores(scores[1])]),
-        sign_flip_test(scores[0] - scores[1]),
+        between.interval(),
+        between.p_value,
         sum(t and not c for t, c in common),
         sum(c and not t for t, c in common),
     )

@@ -1,14 +1,18 @@
 """The questions of an evaluation, and the token ids they are asked with."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from distill import console
 from distill.errors import InputError
 from distill.evaluation.gradable import check_gradable
-from distill.evaluation.settings import Questions
+from distill.evaluation.settings import COUNT, UP_TO, EvaluateSettings, Questions
 from distill.evaluation.subject import Subject
 from distill.serve.judge import JudgeSettings
 from distill.tasks import get_task
-from distill.tasks.problem import Problem
+from distill.tasks.problem import Problem, Split
+from distill.tasks.procedural import ProceduralTask
 from distill.tasks.task import Task
 from distill.traces.trace import Mode
 
@@ -19,6 +23,11 @@ class Asked:
 
     task: Task
     problems: list[Problem]
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows of the source that repeat another one or cannot be read."""
+        return len(getattr(self.task, "bad_rows", ()))
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,48 @@ class Prompts:
 
 def ask(questions: list[Questions], judges: tuple[JudgeSettings, ...] = ()) -> list[Asked]:
     """The problems to be answered. Raises InputError for an unknown task, too many questions, or none to be graded."""
-    asked = []
+    asked, own = [], [q.task for q in questions if q.data is not None]
     for q in questions:
-        task = get_task(q.task, q.data)
+        task = get_task(q.task, q.data, own)
         check_gradable(task, judges)
         if (q.count is None or q.split == "all") and not hasattr(task, "places"):
             raise InputError(
                 f"task {task.name}: say how many questions of which split; there is no list of all of them"
             )
-        asked.append(Asked(task, task.problems(q.split, q.count, q.seed)))
+        asked.append(Asked(task, _problems(task, q)))
     return asked
+
+
+def _problems(task: Task, q: Questions) -> list[Problem]:
+    if q.count == UP_TO and (found := up_to(task, q.split, COUNT, q.seed)):
+        return found
+    return task.problems(q.split, 1 if q.count == UP_TO else q.count, q.seed)
+
+
+def up_to(task: Task, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
+    """`count` of a split in the order drawn by `seed`, or as many as there are."""
+    there = count if isinstance(task, ProceduralTask) else len(task.problems(split, None, seed))
+    return task.problems(split, min(count, there), seed) if there else []
+
+
+def note_rows_left_out(asked: list[Asked]) -> None:
+    """One line a task for the person: how many rows of its source are not asked, and the first of them."""
+    for a in asked:
+        if a.rows_left_out:
+            rows = a.task.bad_rows
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(row.reason for row in rows).items())
+            console.note(
+                f"task {a.task.name}: rows left out: {kinds}; the first is {rows[0].source} ({rows[0].detail:.200})"
+            )
+
+
+def recipe_of(settings: EvaluateSettings, asked: list[Asked]) -> dict[str, Any]:
+    """The settings for a key, with the number of questions where it is only said how many at most."""
+    values = settings.of_recipe()
+    for question, a in zip(values["questions"], asked, strict=True):
+        if question.get("count") == UP_TO:
+            question["count"] = len(a.problems)
+    return values
 
 
 def prompt_ids(subject: Subject, asked: list[Asked], mode: Mode | None = None) -> dict[str, list[int]]:

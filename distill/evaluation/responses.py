@@ -1,17 +1,23 @@
 """From outputs to answers: each taken apart, none graded yet."""
 
-from distill.evaluation.answers import Answer, Parts, take_apart
+from distill.evaluation.answers import Answer, Parts, Think, take_apart
 from distill.evaluation.generate import Output
 from distill.evaluation.questions import Prompts
 from distill.evaluation.requests import Request
-from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import Subject
 
 
 def read_output(
-    settings: EvaluateSettings, subject: Subject, prompts: Prompts, request: Request, output: Output
+    subject: Subject,
+    prompts: Prompts,
+    request: Request,
+    output: Output,
+    *,
+    think: Think = "free",
+    seed: int | None = None,
 ) -> Answer:
-    """One output as an answer that is not graded: `correct` is False."""
+    """One output as an answer that is not graded: `correct` is False. `seed` is that of its sampling, None where
+    nothing was drawn by chance."""
     if prompts.as_text:
         parts = _text_parts(subject, prompts, output.token_ids)
     else:
@@ -34,9 +40,9 @@ def read_output(
         correct=False,
         seconds=output.seconds,
         sample=request.sample,
-        think=settings.think,
+        think=think,
         budget=request.budget,
-        seed=request.seed(settings.seed) if settings.temperature > 0 and settings.engine == "vllm" else None,
+        seed=seed,
     )
 
 

@@ -10,7 +10,9 @@ from distill.evaluation.answers import Answer
 from distill.evaluation.statistics.intervals import score
 from distill.evaluation.statistics.pass_at_k import majority_at_k
 from distill.evaluation.statistics.resampling import of_scores
-from distill.tasks.answers import final_answer, final_number, option_letter
+from distill.tasks.answers import final_answer
+from distill.tasks.final_number import final_number
+from distill.tasks.letters import option_letter
 from distill.tasks.problem import AnswerFormat
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill.evaluation.subject import Subject
@@ -10,32 +11,43 @@ from distill.serve import Endpoint, Server, ServerSettings
 from distill.settings import validate
 
 
-def server_log(out: Path) -> Path:
-    """Beside the folder, not in it: a failed start must leave nothing that looks like work."""
-    return out.with_name(f"{out.name}.server.log")
+@dataclass(frozen=True)
+class Serving:
+    """Who serves a student. None of it changes an answer.
 
+    `endpoint` gives a running server, and is called only when something must be asked; without it vLLM is started with
+    so many `threads` of a CPU (None: all cores but one), on this `port` of loopback (None: a free one).
+    """
 
-@contextmanager
-def reachable_server(
-    endpoint: Callable[[], Endpoint] | None,
-    subject: Subject,
-    log: Path,
-    *,
-    positions: int,
-    threads: int | None,
-    port: int | None,
-    arguments: tuple[str, ...] = (),
-) -> Iterator[Endpoint]:
-    """The given endpoint, or a vLLM server of the subject for as long as the block lasts. `arguments` are vLLM's."""
-    if endpoint is not None:
-        yield endpoint()
-        return
-    values = {"dtype": subject.dtype, "max_model_len": positions, "threads": threads, "port": port}
-    values["arguments"] = arguments
-    settings = validate(ServerSettings, values, source="command line")
-    with Server(str(subject.folder), settings, log) as server:
-        yield server.endpoint
-    log.unlink(missing_ok=True)  # of interest only when something failed
+    endpoint: Callable[[], Endpoint] | None = None
+    threads: int | None = None
+    port: int | None = None
+
+    @contextmanager
+    def reachable(
+        self,
+        subject: Subject,
+        out: Path,
+        *,
+        positions: int,
+        arguments: tuple[str, ...] = (),
+        on_start: Callable[[Server], None] | None = None,
+    ) -> Iterator[Endpoint]:
+        """A server of the subject, with room for so many positions, for as long as the block lasts. `arguments` are
+        vLLM's; a server that is there must have been started with them. `on_start` gets the one that is started here.
+        Raises InputError when none can be started."""
+        if self.endpoint is not None:
+            yield self.endpoint()
+            return
+        values = {"dtype": subject.dtype, "max_model_len": positions, "threads": self.threads, "port": self.port}
+        settings = validate(ServerSettings, values | {"arguments": arguments}, source="command line")
+        # Beside the folder, not in it: a failed start must leave nothing that looks like work.
+        log = out.with_name(f"{out.name}.server.log")
+        with Server(str(subject.folder), settings, log) as server:
+            if on_start is not None:
+                on_start(server)
+            yield server.endpoint
+        log.unlink(missing_ok=True)  # of interest only when something failed
 
 
 def engine_version(engine: str) -> str:

@@ -12,6 +12,8 @@ from distill.tasks.questions import QuestionFile
 from distill.traces.trace import Mode
 
 MAX_TOKENS = 512  # of an answer, where neither the user nor the benchmark says otherwise
+COUNT = 300  # questions of a task, or as many as there are, where nothing is said
+UP_TO: Literal["up to 300"] = "up to 300"
 Budget = Annotated[int, Field(ge=0)] | None
 
 
@@ -20,7 +22,7 @@ class Questions(Settings):
 
     task: str
     data: Path | QuestionFile | None = None  # the task's rows, or questions of your own under a new name
-    count: int | None = Field(300, ge=1)  # None: all there are
+    count: Annotated[int, Field(ge=1)] | Literal["up to 300"] | None = UP_TO  # None: all there are
     split: Literal["train", "validation", "test", "all"] = "test"
     seed: int = Field(0, ge=0, lt=2**31)
 

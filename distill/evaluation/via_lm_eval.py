@@ -10,19 +10,22 @@ is no answer.
 
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from pydantic import Field
 
 from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
-from distill.evaluation.server import engine_version, reachable_server, server_log
+from distill.evaluation.server import Serving, engine_version
 from distill.evaluation.settings import MAX_TOKENS
 from distill.evaluation.subject import Subject, load_subject
 from distill.serve import Endpoint
@@ -30,6 +33,7 @@ from distill.settings import Settings
 
 KIND = "lm-eval"
 _POSITIONS = 4096  # of a model that does not say how many it has
+_BOOTSTRAP = 1000  # draws for the standard error of what is no mean; lm-eval's 100,000 take minutes a metric
 
 
 class LmEvalSettings(Settings):
@@ -42,16 +46,8 @@ class LmEvalSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
-def evaluate_via_lm_eval(
-    settings: LmEvalSettings,
-    student: Path,
-    out: Path,
-    *,
-    endpoint: Callable[[], Endpoint] | None = None,
-    threads: int | None = None,
-    port: int | None = None,
-) -> Artifact:
-    """Run the tasks. `endpoint` as in `evaluate`. Raises InputError."""
+def evaluate_via_lm_eval(settings: LmEvalSettings, student: Path, out: Path, serving: Serving = Serving()) -> Artifact:
+    """Run the tasks. Raises InputError."""
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("lm-eval is not installed: pip install 'distill-stack[lm-eval]'")
     if settings.folder is not None and not settings.folder.is_dir():
@@ -63,6 +59,7 @@ def evaluate_via_lm_eval(
         "student": subject.identity,
         "rendered": subject.chat.rendered if subject.chat else None,
         "lm_eval": importlib.metadata.version("lm_eval"),
+        "bootstrap": _BOOTSTRAP,
         "engine": engine_version("vllm"),
         "dtype": subject.dtype,
     }
@@ -71,10 +68,8 @@ def evaluate_via_lm_eval(
         if work.finished:
             console.note(f"{out}: already evaluated, nothing to do")
             return work.finished
-        with reachable_server(
-            endpoint, subject, server_log(out), positions=positions, threads=threads, port=port
-        ) as reachable:
-            found = _run(settings, subject, reachable, positions)
+        with serving.reachable(subject, out, positions=positions) as endpoint:
+            found = _run(settings, subject, endpoint, positions)
         with open(work.path / "samples.jsonl", "w", encoding="utf-8", errors="replace") as file:
             for name, result in found.items():
                 for sample in result["samples"].get(name, []):
@@ -98,25 +93,47 @@ def _run(settings: LmEvalSettings, subject: Subject, endpoint: Endpoint, positio
         model = ServedStudent(
             subject, endpoint, max_tokens=settings.max_tokens, seed=settings.seed, positions=positions
         )
-        return {
-            name: simple_evaluate(
-                model,
-                tasks=[name],
-                task_manager=manager,
-                num_fewshot=settings.few_shot,
-                limit=count,
-                apply_chat_template=subject.chat is not None,
-                bootstrap_iters=0,
-                random_seed=settings.seed,
-                numpy_random_seed=settings.seed,
-                torch_random_seed=settings.seed,
-                fewshot_random_seed=settings.seed,
-            )
-            for name, count in settings.tasks.items()
-        }
+        with _quiet():
+            return {
+                name: simple_evaluate(
+                    model,
+                    tasks=[name],
+                    task_manager=manager,
+                    num_fewshot=settings.few_shot,
+                    limit=count,
+                    apply_chat_template=subject.chat is not None,
+                    bootstrap_iters=_BOOTSTRAP,
+                    random_seed=settings.seed,
+                    numpy_random_seed=settings.seed,
+                    torch_random_seed=settings.seed,
+                    fewshot_random_seed=settings.seed,
+                )
+                for name, count in settings.tasks.items()
+            }
     except Exception as error:  # another program: it may raise anything
         said = " ".join(endpoint.hide_key(str(error)).split())[:300]
         raise InputError(f"lm-eval: {type(error).__name__}: {said}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's progress bars, what it prints, and what it asks git and the machine about themselves."""
+    from lm_eval import evaluator
+    from tqdm import tqdm
+
+    shown = tqdm.__init__
+
+    def disabled(bar: tqdm, *args: Any, **kwargs: Any) -> None:
+        shown(bar, *args, **{**kwargs, "disable": True})
+
+    with (
+        patch.dict(os.environ, DISABLE_MULTIPROC="1"),  # a fork of this process, which has threads, may hang
+        patch.object(tqdm, "__init__", disabled),
+        patch.object(evaluator, "get_git_commit_hash", lambda: None),
+        patch.object(evaluator, "add_env_info", lambda results: None),
+        redirect_stdout(io.StringIO()),
+    ):
+        yield
 
 
 def _summary(name: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Key:
 
     label: str
     role: str = "ink"
-    mark: Literal["disc", "ring", "square", "diamond", "triangle", "cross", "bar", "bar-light", "line", "band"] = "disc"
+    mark: Literal["disc", "ring", "square", "diamond", "triangle", "star", "bar", "bar-light", "line", "band"] = "disc"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from distill.report.palette import STAND_IN
 from distill.report.text import shorten
 
 HEIGHT = 310
-_MARKER = {"disc": "o", "square": "s", "diamond": "D", "triangle": "^"}
+_MARKER = {"disc": "o", "square": "s", "diamond": "D", "triangle": "^", "star": "*"}
 _LABEL_SIZE = 10.0
 _MAX_LABEL = 26
 
@@ -42,7 +42,7 @@ def scatter(
         axes.set_ylim(y_range[0] - margin, y_range[1] + margin)
         axes.text(0, 1.045, y_label, transform=axes.transAxes, color=STAND_IN["muted"], clip_on=False)
         axes.set_xlabel(x_label, labelpad=5)
-        _decade_ticks(axes)
+        decade_ticks(axes)
         frontier = _frontier(points)
         axes.plot(
             [p.x for p in frontier],
@@ -59,10 +59,10 @@ def scatter(
                 [point.x],
                 [point.y],
                 marker=_MARKER[point.mark],
-                markersize=7.5,
+                markersize=11.0 if point.mark == "star" else 7.5,
                 markerfacecolor=STAND_IN["paper"] if point.hollow else colour,
                 markeredgecolor=colour if point.hollow else STAND_IN["paper"],
-                markeredgewidth=1.8 if point.hollow else 1.0,
+                markeredgewidth=1.8 if point.hollow else 0.6 if point.mark == "star" else 1.0,
                 linestyle="none",
                 clip_on=False,
             )
@@ -77,10 +77,12 @@ def _padded(points: Sequence[Point]) -> tuple[float, float]:
     return 10 ** (min(logs) - pad), 10 ** (max(logs) + pad)
 
 
-def _decade_ticks(axes) -> None:
+def decade_ticks(axes, *, vertical: bool = False) -> None:
+    """Ticks of a logarithmic axis whose limits are set."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    low, high = axes.get_xlim()
+    axis = axes.yaxis if vertical else axes.xaxis
+    low, high = axis.get_view_interval()
     # Enough ticks to read a value: 1-2-5 within two decades, decades beyond.
     steps = (1, 2, 5) if high / low < 100 else (1,)
     ticks = [
@@ -89,9 +91,9 @@ def _decade_ticks(axes) -> None:
         for step in steps
         if low <= step * 10.0**exponent <= high
     ]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
 
 
 def _frontier(points: Sequence[Point]) -> list[Point]:

@@ -36,6 +36,11 @@ class Member:
     def id(self) -> str:
         return f"{self.cell.id}-seed{self.seed}"
 
+    @property
+    def student(self) -> str:
+        """Which student it is: arms that differ only in how they are asked share theirs."""
+        return f"{self.cell.size.name}-{self.cell.arm.training_name}-seed{self.seed}"
+
     def train_settings(self, settings: StudySettings) -> TrainSettings:
         return settings.train_settings(self.cell.size, self.cell.arm, self.seed)
 

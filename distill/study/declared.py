@@ -16,6 +16,10 @@ def declare(settings: StudySettings, out: Path) -> None:
     """
     values = settings.model_dump(mode="json", include={"margin_points", "confidence", "data_seed", "contrasts"})
     values["tasks"] = {row.task: {"train": row.train, "test": row.test} for row in settings.tasks}
+    if settings.comparators.names:
+        # A teacher is the same wherever it answers.
+        elsewhere = {"teacher": {"url", "api_key_env"}}
+        values["comparators"] = settings.comparators.model_dump(mode="json", exclude=elsewhere, exclude_none=True)
     path = out / DECLARED
     if not path.exists():
         write_json(path, values)

@@ -24,7 +24,15 @@ from distill.report.blocks import (
 )
 from distill.report.numbers import DASH, compact, count, fixed, percent, signed, times, usd
 from distill.report.page import render_page
-from distill.study.page_figures import colour, frontier_figure, metric_name, pick, tokens_figure, verdict_figure
+from distill.study.page_figures import (
+    colour,
+    entries,
+    frontier_figure,
+    metric_name,
+    pick,
+    tokens_figure,
+    verdict_figure,
+)
 from distill.study.page_threats import checks
 
 SCHEMA = "distill-results/1"
@@ -112,7 +120,7 @@ def _verdict(results: dict) -> list[Block]:
 
 
 def _numbers(results: dict) -> list[Block]:
-    tables = [_results_table(results["cells"], task) for task in results["tasks"]]
+    tables = [_results_table(entries(results), task) for task in results["tasks"]]
     tables += [_contrasts_table(results), _training_table(results), _serving_table(results)]
     return [table for table in tables if table.groups]
 
@@ -128,7 +136,7 @@ def _results_table(cells: list[dict], task: dict) -> Table:
         thinking = fixed(tokens["thinking"]) if pick(tokens, "thinking") else ""
         rows.append(
             [
-                cell["id"],
+                Cell(cell["id"], _about(cell, result)),
                 *(_with_interval(pick(result, "metrics", metric)) for metric in metrics),
                 percent(result.get("accuracy_finished")),
                 percent(result.get("unfinished_rate")),
@@ -151,6 +159,19 @@ def _results_table(cells: list[dict], task: dict) -> Table:
         Cell("$/1,000 answers", "per 1,000 right"),
     ]
     return Table(f"{task['name']}, {count(task.get('questions'))} questions", columns, [Group(rows)] if rows else [])
+
+
+def _about(entry: dict, result: dict) -> str:
+    """Under a name: what a comparator is, and what a student's several answers are worth as votes."""
+    if not entry.get("kind"):
+        n, vote = pick(result, "samples", "n"), pick(result, "samples", "majority")
+        return f"majority of {n}: {percent(pick(vote, 'value'))}\u00a0%" if vote else ""
+    votes = result.get("votes")
+    if not votes:
+        shots = result.get("few_shot")
+        return f"{entry.get('model') or DASH}" + (f", {shots}-shot" if shots is not None else "")
+    cap = f", all drawn, of {votes.get('affordable')} that the tokens pay for" if votes.get("capped") else ""
+    return f"majority of {votes.get('k')} of {entry.get('of')}{cap}"
 
 
 def _contrasts_table(results: dict) -> Table:

@@ -10,6 +10,8 @@ from distill.report.scatter import Point, scatter
 
 _ARM_COLOUR = {"base": "grey", "ift": "blue", "reasoning": "orange", "mixed": "purple", "sequential": "green"}
 _SIZE_MARK = ("disc", "square", "diamond", "triangle")
+_BESIDE_MARK = "star"  # of what stands beside the arms
+_BESIDE = {"teacher": "teacher", "base": "untrained, few-shot", "majority": "majority vote"}
 
 
 def pick(value: Any, *keys: str) -> Any:
@@ -19,8 +21,15 @@ def pick(value: Any, *keys: str) -> Any:
     return value
 
 
+def entries(results: dict) -> list[dict]:
+    """Everything that was scored: the cells, and what stands beside them."""
+    return [*results["cells"], *(results.get("comparators") or [])]
+
+
 def colour(cell: dict | None) -> str:
-    """The colour of a cell's arm; `mixed:0.25` and `mixed:0.5` share one."""
+    """The colour of a cell's arm; `mixed:0.25` and `mixed:0.5` share one. A majority has that of its voters."""
+    if pick(cell, "kind") in ("teacher", "base"):
+        return "gold" if cell["kind"] == "teacher" else "grey"
     return _ARM_COLOUR.get(str(pick(cell, "arm")).split(":")[0], "gold")
 
 
@@ -100,11 +109,10 @@ def verdict_figure(results: dict) -> Figure | None:
 
 
 def frontier_figure(results: dict) -> Figure | None:
-    cells = results["cells"]
-    marks = _marks(cells)
+    marks = _marks(results["cells"])
     scored = []
     for task in results["tasks"]:
-        for cell in cells:
+        for cell in entries(results):
             result = pick(cell, "tasks", task["name"])
             value = pick(result, "metrics", judged_by(task))
             flops = pick(result, "inference", "flops_per_answer")
@@ -129,7 +137,7 @@ def frontier_figure(results: dict) -> Figure | None:
                     100 * high,
                     cell["id"],
                     colour(cell),
-                    marks[cell["size"]],
+                    _BESIDE_MARK if cell.get("kind") else marks[cell["size"]],
                     hollow=(cell.get("match") or "samples") != "samples",
                 )
             )
@@ -137,8 +145,9 @@ def frontier_figure(results: dict) -> Figure | None:
                 {
                     "task": task["name"],
                     "cell": cell["id"],
-                    "arm": cell["arm"],
-                    "size": cell["size"],
+                    "arm": cell.get("arm"),
+                    "size": cell.get("size"),
+                    "comparator": cell.get("kind"),
                     "match": cell.get("match"),
                     "metric": metric,
                     "value": centre,
@@ -159,9 +168,11 @@ def frontier_figure(results: dict) -> Figure | None:
                     y_range=y_range,
                 )
             )
-    arms = list(dict.fromkeys(str(cell["arm"]).split(":")[0] for _, cell, *_ in scored))
+    beside = {cell["kind"]: cell for _, cell, *_ in scored if cell.get("kind")}
+    arms = list(dict.fromkeys(str(cell["arm"]).split(":")[0] for _, cell, *_ in scored if not cell.get("kind")))
     legend = [Key(arm, colour({"arm": arm}), "disc") for arm in arms]
     legend += [Key(f"{size} students", "ink", mark) for size, mark in marks.items()]
+    legend += [Key(_BESIDE.get(kind, kind), colour(cell), _BESIDE_MARK) for kind, cell in beside.items()]
     matched = sorted({cell.get("match") or "samples" for _, cell, *_ in scored} - {"samples"})
     if matched:
         legend.append(Key(f"hollow: matched on training {' or '.join(matched)}", "ink", "ring"))
@@ -171,7 +182,7 @@ def frontier_figure(results: dict) -> Figure | None:
         caption=(
             f"Up and to the left is better. Bars are {_confidence(results)} intervals over questions and, where a student "
             "was trained more than once, seeds. The dashed line joins the students that none beats on both axes, by their "
-            "point estimates. Unfinished answers count as wrong and their tokens as spent."
+            "point estimates. Unfinished answers count as wrong and their tokens as spent." + _what_a_vote_costs(beside)
         ),
         panels=panels,
         data=data,
@@ -184,7 +195,7 @@ def tokens_figure(results: dict) -> Figure | None:
     panels, data = [], []
     for task in results["tasks"]:
         rows = []
-        for cell in results["cells"]:
+        for cell in entries(results):
             tokens = pick(cell, "tasks", task["name"], "tokens_per_answer")
             if pick(tokens, "answer") is None:
                 continue
@@ -205,12 +216,16 @@ def tokens_figure(results: dict) -> Figure | None:
         return None
     return Figure(
         title="What an answer is made of",
-        caption="Mean generated tokens per answer, counted from token ids.",
+        caption="Mean generated tokens per answer, counted from token ids; of a majority, those of all its answers.",
         panels=panels,
         data=data,
         file_name="tokens.csv",
         legend=(Key("thinking", "ink", "bar-light"), Key("answer", "ink", "bar")),
     )
+
+
+def _what_a_vote_costs(beside: dict[str, dict]) -> str:
+    return " A majority costs all its answers; they share the reading of the prompt." if "majority" in beside else ""
 
 
 _TOKENS = ("prompt", "thinking", "answer", "total")

@@ -24,6 +24,7 @@ def checks(results: dict) -> list[Check]:
         _sign(results),
         _matching(results),
         _margin(results),
+        _votes(results),
         _thinking(results),
         _answers(results),
         _teacher(results),
@@ -172,11 +173,34 @@ def _margin(results: dict) -> Check | None:
     return Check("Margin and power", text, concern=bool(open_ones))
 
 
+def _votes(results: dict) -> Check | None:
+    votes = [
+        (entry["id"], task, result["votes"])
+        for entry in results.get("comparators") or []
+        for task, result in (entry.get("tasks") or {}).items()
+        if pick(result, "votes", "k") is not None
+    ]
+    if not votes:
+        return None
+    capped = [
+        f"{name} on {task} has {v['k']} answers, the most that were drawn, where the tokens pay for {v.get('affordable')}"
+        for name, task, v in votes
+        if v.get("capped")
+    ]
+    if capped:
+        return Check(
+            "Votes for the same tokens", f"{_sentence(_listed(capped, '; '))} More votes could do better.", concern=True
+        )
+    each = _listed((f"{v['k']} of {name} on {task}" for name, task, v in votes), "; ")
+    return Check("Votes for the same tokens", f"As many answers as the tokens pay for: {each}.", concern=False)
+
+
 def _thinking(results: dict) -> Check | None:
+    usual = pick(results, "preset", "evaluation", "think") or "free"  # asked so, nobody leaves a format
     rates = [
         (c["id"], t, r["think_rate"], str(c.get("arm")))
         for c, t, r in _measured(results)
-        if r.get("think_rate") is not None
+        if r.get("think_rate") is not None and (c.get("think") or usual) == "free"
     ]
     # Mixed students may do either; only pure arms have a format to keep.
     stray = [

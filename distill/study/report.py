@@ -11,6 +11,7 @@ from distill.study.page import SCHEMA, render
 _TEXTS = {
     "tasks": ("name",),
     "cells": ("id", "arm", "size"),
+    "comparators": ("id", "kind"),  # came later: results without them have none
     "contrasts": ("id", "task"),
     "verdicts": ("task", "verdict", "sentence", "contrast"),
     "failures": ("cell", "stage", "reason"),
@@ -25,7 +26,7 @@ def read_results(study: Path) -> dict[str, Any]:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__
         raise InputError(f"{path}: expected an object with schema {SCHEMA!r}, found {found!r}")
     for name, texts in _TEXTS.items():
-        entries = results.get(name)
+        entries = results.get(name, [] if name == "comparators" else None)
         if not isinstance(entries, list):
             raise InputError(f"{path}: field {name}: expected a list, found {type(entries).__name__}")
         for i, entry in enumerate(entries):

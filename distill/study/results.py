@@ -5,9 +5,7 @@ Everything that depends on a clock lies under a key named `measured`; the rest i
 
 import os
 import platform
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,57 +13,21 @@ import torch
 import transformers
 
 from distill import __version__
-from distill.artifact import Artifact, read_json
-from distill.evaluation.answer_file import read_answers
-from distill.evaluation.answers import Answer
-from distill.evaluation.grading import metric_columns
+from distill.artifact import Artifact
 from distill.evaluation.questions import Asked, ask
 from distill.evaluation.server import engine_version
 from distill.evaluation.settings import Questions
-from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval, difference, score
+from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval, difference
 from distill.evaluation.statistics.power import minimum_detectable_difference
-from distill.evaluation.statistics.resampling import Sample, resample
 from distill.evaluation.statistics.significance import holm, sign_flip_test, swap_test
-from distill.flops import Hardware, hardware
-from distill.study.cells import Cell, cells
-from distill.study.settings import ArmRow, ContrastRow, StudySettings
+from distill.flops import hardware
+from distill.study.cells import cells
+from distill.study.comparators import TEACHER, Majority, found_beside
+from distill.study.found import Found, FoundCell
+from distill.study.outcomes import MemberOutcome
+from distill.study.settings import ArmRow, ContrastRow, StudySettings, common_seeds
 
 SCHEMA = "distill-results/1"
-
-
-@dataclass(frozen=True)
-class MemberOutcome:
-    """What is known of one student."""
-
-    student: Artifact
-    evaluation: Artifact
-    profile: Artifact
-
-    @cached_property
-    def answers(self) -> dict[str, list[Answer]]:
-        """By task, in the order the questions were drawn."""
-        by_task: dict[str, list[Answer]] = {}
-        for answer in read_answers(self.evaluation.path / "answers.parquet"):
-            by_task.setdefault(answer.task, []).append(answer)
-        return by_task
-
-    @cached_property
-    def load(self) -> dict[str, Any]:
-        """profile.json: `threads` of the server, and `tasks`."""
-        return read_json(self.profile.path / "profile.json")
-
-    def seconds_per_answer(self, task: str) -> float | None:
-        """At the highest concurrency; None when nothing was answered there."""
-        level = max(self.load["tasks"][task]["levels"], key=lambda level: level["concurrency"])
-        return level["measured"]["duration_s"] / level["completed"] if level["completed"] else None
-
-    def usd_per_answer(self, task: str, device: Hardware) -> float | None:
-        seconds = self.seconds_per_answer(task)
-        return None if seconds is None else device.usd(seconds, self.load.get("threads") or 1)
-
-    def training_usd(self, device: Hardware) -> float:
-        measured = self.student.summary["measured"]
-        return device.usd(measured["seconds"], measured["threads"])
 
 
 def build_results(
@@ -74,20 +36,23 @@ def build_results(
     failures: dict[str, str],
     *,
     command: str,
+    asked_once: dict[str, Artifact] | None = None,
 ) -> dict[str, Any]:
-    """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out."""
+    """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out. `asked_once`:
+    the evaluations of what was not trained here, by its id."""
     device = hardware(settings.hardware)
     asked = ask([Questions(task=row.task, count=row.test, seed=settings.data_seed) for row in settings.tasks])
-    grid = {cell.id: cell for cell in cells(settings)}
-    found = {name: _Found(cell, outcomes, asked, device) for name, cell in grid.items()}
-    found = {name: f for name, f in found.items() if f.members}
+    students = {cell.id: FoundCell(cell, outcomes, device) for cell in cells(settings)}
+    students = {name: f for name, f in students.items() if f.seeds}
+    beside = found_beside(settings, students, asked_once or {})
+    found: dict[str, Found] = {**students, **beside}
     contrasts = [
-        _contrast(settings, row, size.name, a, metric, found)
+        _contrast(settings, row, size.name, a, metric, *sides)
         for row in settings.contrasts
         for size in settings.students
         for a in asked
         for metric in a.task.metrics
-        if _common_seeds(found, size.name, row)
+        if (sides := _sides(found, size.name, row)) and all(metric in side.metrics(a) for side in sides)
     ]
     _correct_p_values(contrasts)
     primary = [c for c in contrasts if c["primary"]]
@@ -118,178 +83,96 @@ def build_results(
             }
             for a in asked
         ],
-        "cells": [f.describe(settings.confidence) for f in found.values()],
+        "cells": [f.describe(asked, settings.confidence) for f in students.values()],
+        "comparators": [f.describe(asked, settings.confidence) for f in beside.values()],
         "contrasts": contrasts,
         "verdicts": [
-            {"task": c["task"], "verdict": c["verdict"], "sentence": c["sentence"], "contrast": c["id"]}
+            {
+                "task": c["task"],
+                "verdict": c["verdict"],
+                "sentence": c["sentence"] + _majority_beside(c, contrasts, asked, found),
+                "contrast": c["id"],
+            }
             for c in primary
         ],
-        "examples": _examples(settings, asked, found),
+        "examples": _examples(settings, asked, students),
         "failures": [{"stage": name.split()[0], "cell": name.split()[-1], "reason": r} for name, r in failures.items()],
     }
 
 
-@dataclass
-class _Found:
-    """One cell and what its members did."""
-
-    cell: Cell
-    outcomes: dict[str, MemberOutcome]
-    asked: list[Asked]
-    device: Hardware
-    _resampled: dict[tuple[str, str], dict[int, Sample]] = field(default_factory=dict)
-
-    @cached_property
-    def members(self) -> dict[int, MemberOutcome]:
-        """By seed."""
-        return {m.seed: self.outcomes[m.id] for m in self.cell.students() if m.id in self.outcomes}
-
-    def mean(self, value: Callable[[MemberOutcome], float | None], seeds: Iterable[int] | None = None) -> float | None:
-        """The mean over `seeds`, all if not given; None when any of them has none."""
-        values = [value(self.members[seed]) for seed in (self.members if seeds is None else seeds)]
-        return None if any(v is None for v in values) else float(np.mean(values))
-
-    def samples(self, a: Asked, metric: str, seeds: list[int] | None = None) -> list[Sample]:
-        """One a seed, resampled once: a cell stands in several contrasts."""
-        key = (a.task.name, metric)
-        if key not in self._resampled:
-            self._resampled[key] = {
-                seed: resample(a.task.metrics[metric], columns)
-                for seed, columns in zip(self.members, self.columns(a, metric), strict=True)
-            }
-        return [self._resampled[key][seed] for seed in (self.members if seeds is None else seeds)]
-
-    def columns(self, a: Asked, metric: str, seeds: list[int] | None = None) -> list[dict[str, np.ndarray]]:
-        """The graded rows of a metric, one table a seed."""
-        return [
-            metric_columns(a.task.metrics[metric], a.problems, self.members[seed].answers[a.task.name])
-            for seed in (self.members if seeds is None else seeds)
-        ]
-
-    def describe(self, confidence: float) -> dict[str, Any]:
-        counted = ("flops", "tokens", "supervised_tokens", "examples", "steps")
-        timed = ("seconds", "tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_rss_bytes")
-        first = next(iter(self.members.values()))
-        training = {name: self.mean(lambda m, n=name: m.student.summary[n]) for name in counted}
-        measured = {name: self.mean(lambda m, n=name: m.student.summary["measured"][n]) for name in timed}
-        measured["usd"] = self.mean(lambda m: m.training_usd(self.device))
-        return {
-            "id": self.cell.id,
-            "arm": self.cell.arm.arm,
-            "size": self.cell.size.name,
-            "match": self.cell.arm.match,
-            "answers": self.cell.arm.answers,
-            "seeds": list(self.members),
-            "parameters": first.student.summary["parameters"],
-            "learning_rate": self.cell.size.learning_rate,
-            "training": {**training, "measured": measured},
-            "tasks": {a.task.name: self._task(a, confidence) for a in self.asked},
-            "serving": self._serving(),
-        }
-
-    def _task(self, a: Asked, confidence: float) -> dict[str, Any]:
-        name = a.task.name
-        graded = lambda key: self.mean(lambda m: m.evaluation.summary[name][key])  # noqa: E731
-        tokens = {
-            part: self.mean(lambda m, p=part: m.evaluation.summary[name]["tokens_per_answer"][p])
-            for part in ("prompt", "thinking", "answer", "total")
-        }
-        metrics = {}
-        for metric in a.task.metrics:
-            samples = self.samples(a, metric)
-            interval = score(samples, confidence=confidence)
-            metrics[metric] = {**asdict(interval), "per_seed": [sample.value for sample in samples]}
-        seconds = self.mean(lambda m: m.seconds_per_answer(name))
-        usd = self.mean(lambda m: m.usd_per_answer(name, self.device))
-        thousand = None if usd is None else 1000 * usd
-        flops = graded("flops_per_answer")
-        accuracy = metrics["accuracy"]["value"]
-        # All that was spent, over the right ones.
-        per_correct = lambda spent: spent / accuracy if spent is not None and accuracy > 0 else None  # noqa: E731
-        return {
-            "metrics": metrics,
-            "n_questions": len(a.problems),
-            "unfinished_rate": graded("unfinished_rate"),
-            "think_rate": graded("think_rate"),
-            "accuracy_finished": graded("accuracy_finished"),
-            "tokens_per_answer": tokens,
-            "inference": {
-                "flops_per_answer": flops,
-                "flops_per_correct": per_correct(flops),
-                "measured": {
-                    "seconds_per_answer": seconds,
-                    "usd_per_1000_answers": thousand,
-                    "seconds_per_correct": per_correct(seconds),
-                    "usd_per_1000_correct": per_correct(thousand),
-                },
-            },
-        }
-
-    def _serving(self) -> list[dict[str, Any]]:
-        """The first seed's profile, by task and concurrency."""
-        first = next(iter(self.members.values()))
-        return [
-            {
-                "task": task,
-                "concurrency": level["concurrency"],
-                "n_requests": level["completed"],
-                "failed": level["failed"],
-                "measured": {
-                    **{f"{name}_ms": _milliseconds(level["measured"][f"{name}_s"]) for name in ("ttft", "tpot", "e2e")},
-                    "output_tokens_per_second": level["measured"]["output_tokens_per_s"],
-                },
-            }
-            for task, result in first.load["tasks"].items()
-            for level in result["levels"]
-        ]
-
-
-def _milliseconds(values: dict[str, float] | None) -> dict[str, float] | None:
-    return None if values is None else {p: 1000 * values[p] for p in ("p50", "p90", "p99")}
-
-
 def _contrast(
-    settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, found: dict[str, _Found]
+    settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, treatment: Found, control: Found
 ) -> dict[str, Any]:
-    treatment, control = found[f"{size}-{row.treatment}"], found[f"{size}-{row.control}"]
-    seeds = _common_seeds(found, size, row)
+    seeds = common_seeds(treatment.seeds, control.seeds)
     samples = treatment.samples(a, metric, seeds), control.samples(a, metric, seeds)
     between = difference(*samples)
-    points = _points(between.interval(settings.confidence))
     detectable = minimum_detectable_difference(between.spread, confidence=settings.confidence)
     per_seed = [100 * (t.value - c.value) for t, c in zip(*samples, strict=True)]
     if all(sample.scores is not None for sample in (*samples[0], *samples[1])):
         p_students = sign_flip_test(np.mean([t.scores - c.scores for t, c in zip(*samples, strict=True)], axis=0))
     else:
         tables = treatment.columns(a, metric, seeds), control.columns(a, metric, seeds)
-        p_students = swap_test(a.task.metrics[metric], *tables)
-    factor = lambda value: treatment.mean(value, seeds) / control.mean(value, seeds)  # noqa: E731
-    answered = lambda m: m.evaluation.summary[a.task.name]  # noqa: E731
-    in_general = "reasoning" if _on_reasoning(treatment.cell.arm, control.cell.arm) else "these arms"
+        of_question = len(next(iter(tables[0][0].values()))) // len(a.problems)
+        p_students = swap_test(a.task.metrics[metric], *tables, samples=of_question)
+    if len(seeds) < SEEDS_FOR_A_CLAIM:
+        between = replace(between, exact_p=p_students)
+    points = _points(between.interval(settings.confidence))
+
+    def factor(name: str) -> float | None:
+        over, under = treatment.mean(a, name, seeds), control.mean(a, name, seeds)
+        return over / under if over is not None and under else None
+
+    in_general = "reasoning" if _on_reasoning(treatment, control) else "these arms"
     contrast = {
         "id": f"{a.task.name}/{size}/{metric}/{row.treatment}-vs-{row.control}",
         "task": a.task.name,
         "size": size,
         "metric": metric,
-        "treatment": treatment.cell.id,
-        "control": control.cell.id,
-        "matched_on": _matched_on(treatment.cell.arm, control.cell.arm),
+        "treatment": treatment.id,
+        "control": control.id,
+        "matched_on": _held_equal(treatment, control, a),
         "difference_points": asdict(points),
-        "p_value": between.p_value if len(seeds) >= SEEDS_FOR_A_CLAIM else p_students,
+        "p_value": between.p_value,
         "p_value_students": p_students,
         "detectable_points": 100 * detectable,
         "per_seed": per_seed,
         "n_seeds": len(seeds),
         "n_questions": len(a.problems),
         "subject": in_general if len(seeds) >= SEEDS_FOR_A_CLAIM else "these trained students",
-        "token_factor": factor(lambda m: answered(m)["tokens_per_answer"]["total"]),
-        "flops_factor": factor(lambda m: answered(m)["flops_per_answer"]),
-        "training_tokens_factor": factor(lambda m: m.student.summary["tokens"]),
+        "token_factor": factor("tokens"),
+        "flops_factor": factor("flops"),
+        "training_tokens_factor": factor("training_tokens"),
         "verdict": decide(points, settings.margin_points),
         "primary": metric == "accuracy" and row.verdict_size == size,
     }
     said = sentence(contrast, settings.margin_points, settings.confidence, on_reasoning=in_general == "reasoning")
-    return contrast | {"sentence": said}
+    votes = [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
+    return contrast | {"sentence": " ".join([said, *votes])}
+
+
+def _of_votes(majority: Majority, a: Asked) -> str:
+    k, afford = majority.k(a), majority.affordable(a)
+    cap = f", all that were drawn; the tokens pay for {afford}" if majority.capped(a) else ""
+    return f"{majority.id} is the majority of {k} answer{'s' if k > 1 else ''} of {majority.voters.id}{cap}."
+
+
+def _majority_beside(
+    contrast: dict[str, Any], contrasts: list[dict[str, Any]], asked: list[Asked], found: dict[str, Found]
+) -> str:
+    """What a vote for the same tokens reaches, for the verdict's treatment; empty where none was declared."""
+    majority = found.get(f"{contrast['size']}-majority")
+    (a,) = (a for a in asked if a.task.name == contrast["task"])
+    if not isinstance(majority, Majority) or majority.matched.id != contrast["treatment"] or not majority.metrics(a):
+        return ""
+    value = float(np.mean([sample.value for sample in majority.samples(a, "accuracy", majority.seeds)]))
+    spent = "For fewer tokens" if majority.capped(a) else "For as many tokens"
+    said = f" {spent}, the majority of {majority.k(a)} answers of {majority.voters.id} is right on {value:.1%}"
+    against = [c for c in contrasts if (c["task"], c["metric"]) == (a.task.name, "accuracy")]
+    against = [c for c in against if (c["treatment"], c["control"]) == (contrast["treatment"], majority.id)]
+    for c in against:
+        d = c["difference_points"]
+        said += f"; {c['treatment']} against it: {d['value']:+.1f} points ({d['low']:+.1f} to {d['high']:+.1f})"
+    return f"{said}."
 
 
 def _correct_p_values(contrasts: list[dict[str, Any]]) -> None:
@@ -302,9 +185,21 @@ def _correct_p_values(contrasts: list[dict[str, Any]]) -> None:
         contrast["p_holm"] = p
 
 
-def _on_reasoning(treatment: ArmRow, control: ArmRow) -> bool:
+def _on_reasoning(treatment: Found, control: Found) -> bool:
     """Whether a contrast is about training on reasoning as such."""
-    return treatment.arm == "reasoning" and control.arm == "ift"
+    arms = [side.cell.arm.arm if side.cell is not None else None for side in (treatment, control)]
+    return arms == ["reasoning", "ift"]
+
+
+def _held_equal(treatment: Found, control: Found, a: Asked) -> str:
+    """`output tokens` for a majority against the cell it is matched to, unless it drew too few answers for that; between
+    cells what `_matched_on` says; else `nothing`."""
+    for majority, other in ((treatment, control), (control, treatment)):
+        if isinstance(majority, Majority) and majority.matched is other and not majority.capped(a):
+            return "output tokens"
+    if treatment.cell is None or control.cell is None:
+        return "nothing"
+    return _matched_on(treatment.cell.arm, control.cell.arm)
 
 
 def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
@@ -319,10 +214,13 @@ def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
     return kinds.pop() if reached and of_one and len(kinds) == 1 else "nothing"
 
 
-def _common_seeds(found: dict[str, _Found], size: str, row: ContrastRow) -> list[int]:
-    """Training seeds that both arms of a contrast have in a size."""
-    arms = [found.get(f"{size}-{arm}") for arm in (row.treatment, row.control)]
-    return [seed for seed in arms[0].members if seed in arms[1].members] if all(arms) else []
+def _sides(found: dict[str, Found], size: str, row: ContrastRow) -> tuple[Found, Found] | None:
+    """Both sides of a contrast in a size; None unless both are there, with a training seed in common."""
+    names = (name if name == TEACHER else f"{size}-{name}" for name in (row.treatment, row.control))
+    treatment, control = (found.get(name) for name in names)
+    if treatment is None or control is None or not common_seeds(treatment.seeds, control.seeds):
+        return None
+    return treatment, control
 
 
 def _points(interval: Interval) -> Interval:
@@ -361,20 +259,20 @@ def sentence(contrast: dict[str, Any], margin: float, confidence: float, *, on_r
     )
 
 
-def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, _Found]) -> list[dict[str, Any]]:
+def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, FoundCell]) -> list[dict[str, Any]]:
     """Two questions a task on which the verdict's two arms differ, or else its first two, as both answered them.
 
-    Both students have the first training seed that the arms have in common.
+    Both students have the first training seed that the arms have in common; of several answers the first is shown.
     """
     row = next(c for c in settings.contrasts if c.verdict_size is not None)
-    seeds = _common_seeds(found, row.verdict_size, row)
-    if not seeds:
+    pair = _sides(found, row.verdict_size, row)
+    if pair is None:
         return []
-    pair = [found[f"{row.verdict_size}-{arm}"] for arm in (row.treatment, row.control)]
-    shown = [(f.cell.id, seeds[0], f.members[seeds[0]]) for f in pair]
+    seed = common_seeds(*(f.seeds for f in pair))[0]
+    shown = [(f.id, seed, f.members[seed].graded) for f in pair]
     examples = []
     for a in asked:
-        answers = [member.answers[a.task.name] for _, _, member in shown]
+        answers = [graded.answers[a.task.name][:: graded.samples(a)] for _, _, graded in shown]
         indices = range(len(a.problems))
         differing = [i for i in indices if answers[0][i].correct != answers[1][i].correct]
         for i in (differing + [i for i in indices if i not in set(differing)])[:2]:

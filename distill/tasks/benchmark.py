@@ -40,6 +40,7 @@ BENCHMARKS = tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
 CHECKER_NAMES = (*CHECKERS, "judge")  # models judge for whoever grades: a checker sees two texts
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tabs and line ends
 _TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _MADE_HERE = ("options", "history", "gold")  # names that no field may take
 
@@ -280,6 +281,18 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _refuse_control_characters(value: Any, field: str, path: Path) -> None:
+    """In double quotes YAML reads the `\\b` of `\\boxed` and the `\\f` of `\\frac` as one character each."""
+    if isinstance(value, str) and (found := _CONTROL.search(value)):
+        raise InputError(
+            f"{path}: field {field}: a control character, {found[0]!r}; in double quotes YAML reads \\b of \\boxed as one: "
+            "use single quotes, or none"
+        )
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        _refuse_control_characters(entry, f"{field}.{key}" if field else str(key), path)
+
+
 def load_benchmark(name: str | Path) -> Benchmark:
     """The benchmark in a file, or one that comes with the package: `winogrande`, `winogrande.yaml`.
 
@@ -295,6 +308,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
         values = read_yaml(path)  # says what is wrong with the file or its syntax
         yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         json.dumps(values, ensure_ascii=False, default=str).encode()
+        _refuse_control_characters(values, "", path)
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{path}:{error.problem_mark.line + 1}: {error.problem}") from None
     except (RecursionError, ValueError):  # nested thousands deep; the 30th of February; half a surrogate pair

@@ -153,10 +153,11 @@ def _gold(benchmark: Benchmark, values: Values, options: int, where: str) -> str
     gold = benchmark.gold
     if gold.read == "json":
         found = {name: _without_null(values[name][0]) for name in gold.names}
+        fields = ", ".join(benchmark.fields[name] for name in gold.names)
         try:
-            return checked_text(canonical_json(found), ", ".join(benchmark.fields[name] for name in gold.names), where)
+            return checked_text(canonical_json(found), fields, where)
         except (TypeError, ValueError, RecursionError):
-            raise InputError(f"{where}: field {benchmark.fields[gold.names[0]]!r}: cannot be written as JSON") from None
+            raise InputError(f"{where}: field {fields!r}: cannot be written as JSON") from None
     value, field = values[gold.names[0]]
     if gold.read == "any_of":
         accepted = value if isinstance(value, list) else [value]

@@ -20,7 +20,7 @@ def place_of(benchmark: Benchmark, rows: Path | None, split: str) -> Path:
     source = benchmark.source
     if rows is None:
         if source is None:
-            raise InputError(f"task {benchmark.name}: needs rows of yours, written {benchmark.name}:PATH")
+            raise InputError(f"task {benchmark.name}: has no published rows; its name or file takes yours as NAME:PATH")
         return Path(f"{source.hub}:{source.config}:{split}")
     config = source.config if source else ""
     if looks_like_hub_id(str(rows)):

@@ -5,15 +5,16 @@ by a hash; a text that is a question is never an example.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from heapq import nsmallest
 from pathlib import Path
 from typing import Literal
 
 from distill.artifact import canonical_json
 from distill.errors import InputError
-from distill.tasks.benchmark import Benchmark, load_benchmark
+from distill.tasks.benchmark import Benchmark, FewShot, load_benchmark
 from distill.tasks.benchmark_rows import Question, example_answer, is_wanted, model_answer, read_row
 from distill.tasks.benchmark_source import place_of
 from distill.tasks.checkers import QUICK, check
@@ -23,7 +24,7 @@ from distill.tasks.jsonl import printable
 from distill.tasks.metrics import METRICS
 from distill.tasks.problem import Problem, Split
 from distill.tasks.questions import BadRow
-from distill.tasks.rows import open_source
+from distill.tasks.rows import Row, open_source
 from distill.tasks.task import CheckedByName, check_request, draw
 
 VERSION = 1  # part of the revision: raise it when the same file and rows would give other questions
@@ -98,24 +99,43 @@ class BenchmarkTask(CheckedByName):
         few_shot = self.benchmark.few_shot
         if few_shot is None:
             return ()
+        wrong: list[InputError] = []
+        candidates = self._candidates(few_shot, wrong)
+        if few_shot.rows is not None:
+            drawn = list(candidates)[: few_shot.count]
+        else:
+            drawn = nsmallest(few_shot.count, candidates, key=lambda example: _hash(example.prompt))
+        if len(drawn) < few_shot.count:
+            few = InputError(f"task {self.name}: {few_shot.count} examples needed, but there are only {len(drawn)}")
+            raise wrong[0] if wrong else few
+        return tuple(drawn)
+
+    def _candidates(self, few_shot: FewShot, wrong: list[InputError]) -> Iterator[Example]:
+        """Answered questions that are not asked. A row of another split that cannot be read is passed over, for the sake
+        of the thousands that can; what is the matter with the first of them goes to `wrong`."""
+        seen = {problem.prompt for problem in self._problems}
+        for read in self._example_rows(few_shot):
+            try:
+                found = [Example(q.problem.prompt, example_answer(self.benchmark, few_shot.answer, q)) for q in read()]
+            except InputError as error:
+                if few_shot.rows is not None:
+                    raise
+                if not wrong:
+                    wrong.append(error)
+                continue
+            for example in found:
+                if example.prompt not in seen:
+                    seen.add(example.prompt)
+                    yield example
+
+    def _example_rows(self, few_shot: FewShot) -> Iterator[Callable[[], list[Question]]]:
         if few_shot.rows is not None:
             name = f"benchmark {self.name}: few_shot.rows"
-            found = [q for i, row in enumerate(few_shot.rows) for q in read_row(self.benchmark, row, f"{name}[{i}]")]
+            yield from (partial(read_row, self.benchmark, row, f"{name}[{i}]") for i, row in enumerate(few_shot.rows))
         elif few_shot.held_out is not None:
-            found = self._held_out
+            yield from (partial(list, [question]) for question in self._held_out)
         else:
-            found = [q for _, _, questions in self._read(few_shot.split or "") for q in questions]
-        asked = {problem.prompt for problem in self._problems}
-        distinct = {q.problem.prompt: q for q in found if q.problem.prompt not in asked}
-        if len(distinct) < few_shot.count:
-            raise InputError(f"task {self.name}: {few_shot.count} examples needed, but there are only {len(distinct)}")
-        drawn = list(distinct.values())
-        if few_shot.rows is None:
-            drawn.sort(key=lambda q: _hash(q.problem.prompt))
-        return tuple(
-            Example(q.problem.prompt, example_answer(self.benchmark, few_shot.answer, q))
-            for q in drawn[: few_shot.count]
-        )
+            yield from (read for _, _, read in self._rows(few_shot.split or ""))
 
     def few_shot_prompt(self, problem: Problem) -> str:
         """The examples and the question as one text that a base model goes on with."""
@@ -123,51 +143,58 @@ class BenchmarkTask(CheckedByName):
         return "".join(shots) + f"{problem.prompt}\n\nAnswer:"
 
     def _load(self) -> None:
-        benchmark, seen = self.benchmark, {}
+        benchmark, seen, taken = self.benchmark, {}, 0
         held_out = benchmark.few_shot.held_out if benchmark.few_shot else None
-        for place, where, questions in self._read(benchmark.question_split):
+        for place, where, read in self._rows(benchmark.question_split):
+            questions = read()
+            taken += bool(questions)
             if held_out and questions and int.from_bytes(_hash(questions[0].problem.prompt)) % 100 < held_out:
                 self._held_out += questions
                 continue
-            for problem in (q.problem for q in questions):
+            for question in questions:
+                problem = question.problem
                 if (first := seen.setdefault(problem.id, place)) != place or problem.id in self._places:
                     detail = f"the same question as row {first + 1}"
                     self.bad_rows.append(BadRow(place, where, "repeated", detail))
                     continue
-                self._check_gold(problem, where)
+                self._check_gold(question)
                 self._places[problem.id] = place
                 self._problems.append(problem)
         # A story that stands twice, once held out, would be an example of its own questions.
         self._held_out = [q for q in self._held_out if q.problem.id not in seen]
         if not self._problems:
-            raise InputError(f"task {self.name}: no question left in {printable(self._rows_at or 'its source')}")
+            place = printable(place_of(benchmark, self._rows_at, benchmark.question_split))
+            raise InputError(f"{place}: {'no question left' if taken else _no_row(benchmark)}")
 
-    def _read(self, split: str) -> Iterator[tuple[int, str, list[Question]]]:
-        """(number of the row, its place, its questions) for the rows that the filter takes."""
+    def _rows(self, split: str) -> Iterator[tuple[int, str, Callable[[], list[Question]]]]:
+        """(number of the row, its place, read its questions) for every row; one that the filter leaves out has none."""
         benchmark = self.benchmark
         source = open_source(place_of(benchmark, self._rows_at, split), benchmark.row_fields)
         for name, field in {**benchmark.fields, **benchmark.turns}.items():
             if name not in benchmark.when_blank:
                 source.require(field)
-        taken = 0
         for place, (where, read) in enumerate(source.rows()):
-            row = read()
-            if is_wanted(benchmark, row, where):
-                taken += 1
-                yield place, where.removeprefix(source.prefix), read_row(benchmark, row, where)
-        if not taken:
-            raise InputError(f"{source.path}: {_no_row(benchmark)}")
+            yield place, where.removeprefix(source.prefix), partial(_questions, benchmark, read, where)
 
-    def _check_gold(self, problem: Problem, where: str) -> None:
+    def _check_gold(self, question: Question) -> None:
         """A right answer that its own checker refuses would count every answer as wrong."""
-        checker = self.benchmark.checker
+        checker, gold = self.benchmark.checker, question.problem.gold
         if checker == "ifeval":
-            check_rules(problem.gold, where)
+            check_rules(gold, question.where)
         if checker not in QUICK:
             return
-        verdict = check(checker, problem.gold, model_answer(self.benchmark, problem.gold))
+        verdict = check(checker, gold, model_answer(self.benchmark, gold))
         if not verdict.correct:
-            raise InputError(f"{where}: checker {checker} does not take the right answer for one ({verdict.note})")
+            field = question.values[self.benchmark.gold.names[0]][1]
+            raise InputError(
+                f"{question.where}: field {field!r}: checker {checker} does not take the right answer for one "
+                f"({verdict.note})"
+            )
+
+
+def _questions(benchmark: Benchmark, read: Callable[[], Row], where: str) -> list[Question]:
+    row = read()
+    return read_row(benchmark, row, where) if is_wanted(benchmark, row, where) else []
 
 
 def _no_row(benchmark: Benchmark) -> str:

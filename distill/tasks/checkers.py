@@ -23,11 +23,14 @@ from fractions import Fraction
 from typing import Any
 
 from distill.errors import unknown_name
-from distill.tasks.answers import exact_match, final_answer, last_boxed, option_letter, read_number
+from distill.tasks.answers import exact_match, final_answer, last_boxed
+from distill.tasks.final_number import Number, read_number
 from distill.tasks.ifeval import ifeval
+from distill.tasks.latex import one_form
+from distill.tasks.letters import option_letter
 from distill.tasks.verdict import Checker, Verdict
 
-VERSION = 2  # part of every key: raise it when a checker here would say something else
+VERSION = 3  # part of every key: raise it when a checker here would say something else
 GOLD_TO_ANSWER_ONLY, ANSWER_TO_GOLD_ONLY = "gold to answer only", "answer to gold only"
 UNREADABLE_GOLD = "in the gold answer"  # ends the note that no answer could ever be right
 
@@ -56,24 +59,35 @@ def exact(gold: str, answer: str) -> Verdict:
 
 
 def number(gold: str, answer: str) -> Verdict:
-    """A percent sign is a unit, or a hundredth where the gold answer has none: `25 %` is `25`, and is `0.25`."""
+    """A word such as `%` or `million` counts, or is a unit where only one of the two has it: `25 %` is `0.25` and
+    `25`."""
     wanted, found = read_number(gold), read_number(answer)
-    if wanted and found and found.percent and not wanted.percent and found.value == wanted.value * 100:
-        return Verdict(True, f"{shown(str(found.value))} %")
-    return _same_reading("number", wanted and wanted.value, found and found.value)
+    if wanted is None or found is None:
+        return _same_reading("number", wanted, found)
+    if found.agrees(wanted):
+        return Verdict(True, _said(found))
+    return Verdict(False, f"{_said(found)} is not {_said(wanted)}")
 
 
 def near_number(gold: str, answer: str) -> Verdict:
     wanted, found = read_number(gold), read_number(answer)
     if wanted is None or found is None:
-        return _same_reading("number", wanted and wanted.value, found and found.value)
-    values = [_fraction(number.value) for number in (wanted, found)]
-    if None in values:
-        return Verdict(False, "a number that is too large or too long to compare")
-    one, other = values
-    near = abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
-    said = f"{shown(str(found.value))} is {'' if near else 'not '}near {shown(str(wanted.value))}"
-    return Verdict(near, said)
+        return _same_reading("number", wanted, found)
+    pairs = [(wanted.whole, found.whole)]
+    if not wanted.places or not found.places:
+        pairs.append((wanted.value, found.value))
+    near = False
+    for pair in pairs:
+        one, other = map(_fraction, pair)
+        if one is None or other is None:
+            return Verdict(False, "a number that is too large or too long to compare")
+        near |= abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
+    return Verdict(near, f"{_said(found)} is {'' if near else 'not '}near {_said(wanted)}")
+
+
+def _said(number: Number) -> str:
+    value = shown(str(number.value))
+    return value if not number.places else f"{value} %" if number.places < 0 else f"{value} x 10^{number.places}"
 
 
 def _fraction(value: Any) -> Fraction | None:
@@ -260,7 +274,8 @@ def _json_list(text: str) -> list[str] | None:
 _COMMAND = re.compile(r"\\(?:(?:begin|end)\{[a-z]+\*?\}|[A-Za-z]+|.)", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|sqrt|pi|oo|infty)\b")
-_MATH_SIGN = re.compile(r"[0-9\\=<>≤≥^∞π√]")
+_MATH_SIGN = re.compile(r"[0-9\\=<>≤≥^∞π√]|(?<![^\W_])[A-Za-z)]\s?[-+*/]\s?[A-Za-z(](?![^\W_])")
+_GROUPING_BLANK = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|[\u00a0'’])(?=[0-9]{3}(?![0-9]))")
 _ANCHOR = re.compile(r"\$|\\\(|\\\[|\\boxed")
 
 
@@ -304,10 +319,13 @@ def math(gold: str, answer: str) -> Verdict:
 
 def _expression(text: str) -> str | None:
     """What of a text math-verify is to read: its last closed box; all of a bare formula, which it would read only in
-    part; else the end of the text. None for a box that is too long."""
+    part; else the end of the text. With one form of each sign and digit: it does not know them all. None for a box that
+    is too long."""
+    text = _GROUPING_BLANK.sub("", one_form(text).replace(r"\$", ""))
     boxed = last_boxed(text)
-    if boxed is None and not _ANCHOR.search(text) and is_mathematics(text):
-        boxed = text
+    bare = text.strip("*_ \n")  # Markdown
+    if boxed is None and not _ANCHOR.search(bare) and is_mathematics(bare):
+        boxed = bare
     if boxed is None:
         return text[-_MATH_CHARACTERS:]
     return None if len(boxed) > _MATH_CHARACTERS else f"\\boxed{{{boxed}}}"

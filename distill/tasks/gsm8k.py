@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
-from distill.tasks.answers import final_number
 from distill.tasks.checkers import check
 from distill.tasks.file_task import FileTask, Worked, read_worked, split_by_hash
+from distill.tasks.final_number import final_number
 from distill.tasks.jsonl import text_field
 from distill.tasks.problem import Problem
 from distill.tasks.task import split_of

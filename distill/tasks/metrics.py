@@ -3,7 +3,8 @@
 accuracy                      the share of answers that the checker takes
 squad_f1                      the words that an answer shares with the nearest of the accepted answers
 rouge_l                       the longest common subsequence of words with the gold answer, by rouge_score
-macro_f1                      of sets of labels: the mean of F1 over the labels that occur, by scikit-learn
+macro_f1                      of sets of labels: the mean of F1 over the labels that occur, by scikit-learn; of resamples, by
+                              sums over rows, which tests hold to it
 instruction_accuracy          the share of rules that are followed, of the checker ifeval
 accuracy_loose, instruction_accuracy_loose    the same two, by the loose reading of the rules
 """
@@ -18,7 +19,7 @@ from distill.tasks.answers import final_answer
 from distill.tasks.checkers import accepted_answers, label_set, normalised_text
 from distill.tasks.ifeval import rule_count
 from distill.tasks.problem import Problem
-from distill.tasks.task import ACCURACY, Columns, Metric, weighted_mean
+from distill.tasks.task import ACCURACY, Columns, Metric, ratio_of_sums, weighted_mean
 from distill.tasks.verdict import Verdict
 
 _F1_CHARACTERS = 100_000
@@ -62,30 +63,43 @@ def macro_f1(problems: Sequence[Problem]) -> Metric:
             f"found {label}": float(label in found) for label in labels
         }
 
-    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
+    def value(columns: Columns, sample_weight: Any = None) -> Any:
         import numpy as np
-        from sklearn.metrics import f1_score
 
-        if not labels or not len(columns[f"gold {labels[0]}"]):
-            return math.nan
-        # A column of zeros beside them: a single label would be taken for a class of its own and its absence another.
-        gold, found = (
-            np.column_stack(
-                [*(columns[f"{of} {label}"] for label in labels), np.zeros(len(columns[f"{of} {labels[0]}"]))]
-            )
-            for of in ("gold", "found")
-        )
-        score: Any = f1_score(
-            gold.astype(int),
-            found.astype(int),
-            labels=range(len(labels)),
-            average="macro",
-            zero_division=0,
-            sample_weight=sample_weight,
-        )
-        return float(score)
+        if not labels:
+            return math.nan if np.ndim(sample_weight) < 2 else np.full(len(sample_weight), math.nan)
+        gold, found = (np.column_stack([columns[f"{of} {label}"] for label in labels]) for of in ("gold", "found"))
+        return mean_f1(gold, found, sample_weight)
 
     return Metric("macro_f1", rows, value)
+
+
+def mean_f1(gold: Any, found: Any, sample_weight: Any = None) -> Any:
+    r"""The mean over L labels of F1, 0 for one that is neither in gold[n, L] nor in found[n, L], which are 0 and 1; NaN
+    for no rows. For weights[draws, n] that of each draw.
+
+    Of a label, F1 is 2 TP / (2 TP + FP + FN) = 2 sum(gold found) / sum(gold + found): both are sums over rows, so one
+    product with the weights gives them for all draws and labels. scikit-learn, which computes what stands in a result,
+    takes one draw at a time.
+    """
+    import numpy as np
+
+    gold, found = np.asarray(gold, dtype=float), np.asarray(found, dtype=float)
+    n, labels = gold.shape
+    if sample_weight is not None:
+        weights = np.asarray(sample_weight, dtype=float)
+        hits, either = np.split(weights @ np.hstack([gold * found, gold + found]), 2, axis=-1)
+        f1 = np.divide(2 * hits, either, out=np.zeros(hits.shape), where=either > 0).mean(axis=-1)
+        f1 = np.where(weights.sum(axis=-1) > 0, f1, np.nan)
+        return f1 if f1.ndim else float(f1)
+    if not n:
+        return math.nan
+    from sklearn.metrics import f1_score
+
+    # A column of zeros beside them: a single label would be taken for a class of its own and its absence another.
+    gold, found = (np.column_stack([table, np.zeros(n)]).astype(int) for table in (gold, found))
+    score: Any = f1_score(gold, found, labels=range(labels), average="macro", zero_division=0)
+    return float(score)
 
 
 def _rule_metric(name: str, score: str, *, whole: bool) -> Callable[[Sequence[Problem]], Metric]:
@@ -95,12 +109,8 @@ def _rule_metric(name: str, score: str, *, whole: bool) -> Callable[[Sequence[Pr
         count, followed = float(rule_count(problem.gold)), verdict.scores.get(score, 0.0)
         return {"rules": 1.0, score: float(followed == count)} if whole else {"rules": count, score: followed}
 
-    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
-        import numpy as np
-
-        rules, followed = (np.asarray(columns[column], dtype=float) for column in ("rules", score))
-        weights = np.ones(len(rules)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        return float(followed @ weights / (rules @ weights)) if rules @ weights > 0 else math.nan
+    def value(columns: Columns, sample_weight: Any = None) -> Any:
+        return ratio_of_sums(columns[score], columns["rules"], sample_weight)
 
     return lambda problems: Metric(name, rows, value)
 

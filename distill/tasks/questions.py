@@ -30,7 +30,7 @@ from distill.tasks.rows import Row, open_source
 from distill.tasks.task import ACCURACY, Metric, check_request, draw, split_of
 
 VERSION = 1  # part of the revision: raise it when the same rows would give other problems or grades
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class QuestionFile(Settings):
@@ -40,17 +40,15 @@ class QuestionFile(Settings):
     prompt: str = Field("prompt", min_length=1)
     answer: str | None = Field(None, min_length=1)  # the gold answer's; None: there is none
     answer_format: AnswerFormat = "open"
-    checker: str | None = None  # a name in checkers.QUICK; None: answers are not graded
+    checker: str | None = None  # a name in checkers.QUICK, or math; None: answers are not graded
     system: SystemMessages = "refuse"  # what becomes of a system message in front of the question
     skip_bad: bool = False  # keep rows that cannot be read as bad rows; the first one is an error otherwise
 
     @model_validator(mode="after")
     def _checker_has_gold(self) -> "QuestionFile":
         if self.checker is not None:
-            if self.checker == "math":
-                raise ValueError("math needs processes of its own; run `distill traces verify` on the traces")
-            if self.checker not in QUICK:
-                raise unknown_name("checker of questions", self.checker, QUICK)
+            if self.checker not in (*QUICK, "math"):
+                raise unknown_name("checker of questions", self.checker, (*QUICK, "math"))
             if self.answer is None:
                 raise ValueError(f"checker {self.checker} needs the field of the gold answer")
         return self
@@ -73,7 +71,7 @@ class OwnTask:
     """
 
     def __init__(self, name: str, file: QuestionFile):
-        if not _NAME.fullmatch(name):
+        if not TASK_NAME.fullmatch(name):
             raise InputError(f"task {name!r}: expected a name of letters, digits, '_', '.' and '-'")
         self.name = name
         self.answer_format = file.answer_format
@@ -83,7 +81,8 @@ class OwnTask:
         self.is_correct: Callable[[Problem, str], bool] | None = None
         self.metrics: dict[str, Metric] = {}
         if file.checker is not None:
-            self.is_correct = lambda problem, answer: check(file.checker, problem.gold, answer).correct
+            if file.checker in QUICK:  # math needs processes of its own
+                self.is_correct = lambda problem, answer: check(file.checker, problem.gold, answer).correct
             self.metrics = {"accuracy": ACCURACY}
         self._file = file
         self._problems: list[Problem] = []
@@ -151,7 +150,7 @@ class OwnTask:
         file = self._file
         prompt = prompt_text(row, file.prompt, where, file.system)
         gold = gold_text(value_at(row, file.answer, where), file.answer, where) if file.answer else ""
-        if file.checker is not None:
+        if file.checker in QUICK:
             verdict = check(file.checker, gold, accepted_answers(gold)[0] if file.checker == "squad" else gold)
             if not verdict.correct:
                 raise InputError(

@@ -14,11 +14,10 @@ The rules, in the order in which the reasoning applies them:
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from distill.tasks.answers import final_answer
-from distill.tasks.metrics import rouge_l
+from distill.tasks.metrics import mean_f1, rouge_l
 from distill.tasks.problem import Problem
 from distill.tasks.procedural import ProceduralTask, mixed_radix
 from distill.tasks.task import ACCURACY, Columns, Metric
@@ -109,20 +108,10 @@ def _label_row(problem: Problem, answer: str, verdict: Verdict) -> dict[str, flo
     return {"gold_label": _label(problem.gold), "label": _label(final_answer(answer))}
 
 
-def _macro_f1(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
+def _macro_f1(columns: Columns, sample_weight: Any = None) -> Any:
     """Mean F1 over the labels that occur in the gold column, the same ones for every resample of it."""
     import numpy as np
-    from sklearn.metrics import f1_score
 
-    gold = np.asarray(columns["gold_label"], dtype=int)
-    if not len(gold):
-        return math.nan
-    score: Any = f1_score(
-        gold,
-        np.asarray(columns["label"], dtype=int),
-        labels=np.unique(gold),
-        average="macro",
-        zero_division=0,
-        sample_weight=sample_weight,
-    )
-    return float(score)
+    gold, found = (np.asarray(columns[name], dtype=int)[:, None] for name in ("gold_label", "label"))
+    labels = np.unique(gold)
+    return mean_f1(gold == labels, found == labels, sample_weight)

@@ -1,6 +1,6 @@
 """Tasks by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from distill.tasks.benchmark_task import open_benchmark
 from distill.tasks.max import Max
 from distill.tasks.questions import OwnTask, QuestionFile
 from distill.tasks.record import Record
+from distill.tasks.rows import NotLoaded
 from distill.tasks.task import Task
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"add": Add, "max": Max, "record": Record}
@@ -29,13 +30,14 @@ def known_checker(task: str) -> str | None:
     return load_benchmark(task).checker if task in BENCHMARKS else None
 
 
-def get_task(name: str, source: Path | QuestionFile | None = None) -> Task:
+def get_task(name: str, source: Path | QuestionFile | None = None, own: Iterable[str] = ()) -> Task:
     """A task by name. Those of a known file need its path: `get_task("gsm8k", path)` or `get_task("gsm8k:PATH")`.
 
     A benchmark is its name or its file, `mine.yaml`, and has a path only for rows that are not the published ones.
     `gsm8k` is the task of a file to train on; the benchmark of that name is `gsm8k.yaml`.
-    Questions of your own come under any name that is not taken: `get_task("mine", QuestionFile(path=...))`. Raises
-    InputError for an unknown name, a missing path or a file that cannot be read.
+    Questions of your own come under any name that is not taken: `get_task("mine", QuestionFile(path=...))`; `own` are
+    the names of those there are, for whoever mistypes one. Raises InputError for an unknown name, a missing path or a
+    file that cannot be read.
     """
     if isinstance(source, QuestionFile):
         if name in TASKS:
@@ -50,9 +52,16 @@ def get_task(name: str, source: Path | QuestionFile | None = None) -> Task:
     if name not in FILE_BACKED and (name in BENCHMARKS or Path(name).suffix in (".yaml", ".yml")):
         if colon and not rest:
             raise InputError(f"task {name}: no rows after the colon; expected {name}:PATH, or {name} alone")
-        return open_benchmark(name, path)
+        try:
+            return open_benchmark(name, path)
+        except NotLoaded as error:
+            if path is not None:
+                raise
+            raise InputError(f"{error}; --data {name}=PATH takes rows that you have") from None
+    if name not in FILE_BACKED and Path(name).suffix.lower() in (".jsonl", ".json", ".ndjson", ".parquet"):
+        raise InputError(f"task {name}: a file of questions of your own; expected --data {name}, or its path in `data`")
     if name not in FILE_BACKED:
-        raise unknown_name("task", name, {*TASKS, *BENCHMARKS})
+        raise unknown_name("task", name, {*TASKS, *BENCHMARKS, *own})
     if path is None or (colon and not rest):
         raise InputError(f"task {name}: needs a file, written {name}:PATH")
     return FILE_BACKED[name](path)

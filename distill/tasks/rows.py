@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from distill.artifact import file_sha256
 from distill.errors import InputError
-from distill.hub import looks_like_hub_id
+from distill.hub import asking_the_hub, looks_like_hub_id
 from distill.tasks.jsonl import parse_object, printable, raw_lines
 
 Row = dict[str, Any]
@@ -28,6 +28,10 @@ _PACKED = {
 }
 # pyarrow raises many kinds for damaged files, some of them Python's own.
 _ARROW_ERRORS = (OSError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError, MemoryError)
+
+
+class NotLoaded(InputError):
+    """The `datasets` library could not load a data set: the Hub is out of reach, or has none of that name."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,14 @@ def open_source(path: Path, fields: Sequence[str] | None = None) -> Source:
         return _data_set(name, f"{path.parent}/", "", fields, lambda datasets: datasets.load_dataset(str(path)))
     hub_id, *rest = str(path).split(":")
     if exists or len(rest) > 2 or not looks_like_hub_id(hub_id):
+        missing = "no data in this folder" if exists else "no such file"
         raise InputError(
-            f"{name:.300}: no such file; expected JSON lines, Parquet, a folder saved by `datasets` or a Hub id "
+            f"{name:.300}: {missing}; expected JSON lines, Parquet, a folder saved by `datasets` or a Hub id "
             "(owner/name)"
         )
     config, split = (*rest, "", "")[:2]
-    return _data_set(name, "", split, fields, lambda datasets: datasets.load_dataset(hub_id, config or None))
+    with asking_the_hub(name):
+        return _data_set(name, "", split, fields, lambda datasets: datasets.load_dataset(hub_id, config or None))
 
 
 def _file(path: Path, name: str, fields: Sequence[str] | None) -> Source:
@@ -108,7 +114,7 @@ def _data_set(name: str, prefix: str, split: str, fields: Sequence[str] | None, 
     except InputError:
         raise
     except Exception as error:  # the library raises many kinds: connection, format, missing script
-        raise InputError(f"{name}: cannot be loaded with `datasets` ({_said(error)})") from None
+        raise NotLoaded(f"{name}: cannot be loaded with `datasets` ({_said(error)})") from None
     columns = tuple(data.column_names)
     needed = _needed(name, columns, fields)
 

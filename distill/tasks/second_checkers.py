@@ -6,9 +6,11 @@ all of it), and are plain on purpose. So they are wrong more often: what an audi
 
 import re
 
-from distill.tasks.answers import final_number, last_boxed
+from distill.tasks.answers import last_boxed
 from distill.tasks.check_pool import check_all
 from distill.tasks.checkers import accepted_answers, label_set, normalised, number
+from distill.tasks.final_number import final_number
+from distill.tasks.latex import one_form
 from distill.tasks.verdict import Checker, Verdict
 
 _LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])")
@@ -33,9 +35,9 @@ def plain_words(gold: str, answer: str) -> Verdict:
 
 def plain_near_number(gold: str, answer: str) -> Verdict:
     """The last number as Python reads it, within 5 %."""
-    numbers = _PLAIN_NUMBER.findall(_final(answer).replace(",", ""))
+    numbers = _PLAIN_NUMBER.findall(one_form(_final(answer)).replace(",", ""))
     try:
-        wanted, found = float(gold.replace(",", "")), float(numbers[-1])
+        wanted, found = float(one_form(gold).replace(",", "")), float(numbers[-1])
     except (ValueError, IndexError):
         return Verdict(False)
     return Verdict(abs(wanted - found) <= 0.05 * max(abs(wanted), abs(found)))

@@ -25,8 +25,8 @@ class Metric:
 
     `rows(problem, answer, verdict)` are the numbers of one answer, one row of a table; `verdict` is what the task's
     checker said of it. An unfinished answer is the empty string. `value(columns, sample_weight)` is the score of that
-    table: columns of n numbers and, for a resample, how often each of the n rows was drawn (None: once each). It is NaN
-    for no rows.
+    table: columns of n numbers and, for a resample, how often each of the n rows was drawn (None: once each). Weights
+    of many resamples, [draws, n], give the scores of all of them, [draws]. It is NaN for no rows.
     """
 
     name: str
@@ -39,17 +39,23 @@ class Metric:
         return self.value({name: [row[name] for row in rows] for name in rows[0]}) if rows else math.nan
 
 
-def weighted_mean(column: str) -> Callable[..., float]:
+def weighted_mean(column: str) -> Callable[..., Any]:
     """The `value` function of a metric that is the mean of one column."""
 
-    def value(columns: Columns, sample_weight: Sequence[float] | None = None) -> float:
-        import numpy as np
-
-        values = np.asarray(columns[column], dtype=float)
-        weights = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
-        return float(values @ weights / weights.sum()) if weights.sum() > 0 else math.nan
+    def value(columns: Columns, sample_weight: Any = None) -> Any:
+        return ratio_of_sums(columns[column], [1.0] * len(columns[column]), sample_weight)
 
     return value
+
+
+def ratio_of_sums(above: Sequence[float], below: Sequence[float], sample_weight: Any = None) -> Any:
+    """The sum of above[n] over that of below[n], NaN where that is 0; for weights[draws, n] of each draw."""
+    import numpy as np
+
+    weights = np.ones(len(above)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    sums = weights @ np.column_stack([np.asarray(above, dtype=float), np.asarray(below, dtype=float)])
+    found = np.divide(*np.moveaxis(sums, -1, 0), out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)
+    return found if found.ndim else float(found)
 
 
 # The share of answers that the checker accepts: the primary metric of every task.
@@ -127,4 +133,5 @@ def draw(task: str, split: str, pool: Sequence[Problem], count: int | None, seed
 
 
 def too_few(task: str, split: str, count: int, there_are: str) -> InputError:
-    return InputError(f"task {task}: {count} {split} problems asked for, but there are only {there_are}")
+    of_split = "" if split == "all" else f"{split} "
+    return InputError(f"task {task}: {count} {of_split}problems asked for, but there are only {there_are}")

@@ -33,11 +33,15 @@ def open_tasks(settings: GenerateSettings) -> dict[str, Task | OwnTask]:
     """Tasks by their names, in order. Raises InputError for an unknown or repeated one, or a file that is wrong."""
     tasks: dict[str, Task | OwnTask] = {}
     for name, count in settings.tasks.items():
-        task = get_task(name, settings.data.get(name))
+        task = get_task(name, settings.data.get(name), own=settings.data)
         if task.name in tasks:
             raise InputError(f"tasks: {task.name} is named twice; generate two trace sets instead")
         if count is None and isinstance(task, ProceduralTask):
             raise InputError(f"task {name}: how many problems? expected {name}=COUNT")
+        if isinstance(task, OwnTask) and task.checker == "math":
+            raise InputError(
+                f"task {name}: checker math needs processes of its own; leave it out, and run `distill traces verify`"
+            )
         tasks[task.name] = task
     return tasks
 

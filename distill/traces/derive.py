@@ -82,8 +82,7 @@ class Derivation:
                 vocabulary=file.vocabulary,
             )
         carried = {"top_k": self.source.summary["top_k"]} if files else {}
-        questions = {"questions": counts["pairs"] + sum(counts["rejected"].values())}
-        return self.space.commit(counts | questions | carried | summary, remove=remove)
+        return self.space.commit(counts | carried | summary, remove=remove)
 
 
 @contextmanager

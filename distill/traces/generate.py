@@ -58,18 +58,18 @@ def generate(settings: GenerateSettings, out: Path, options: GenerateOptions | N
             except InputError as error:
                 raise InputError(f"{out}: {error}" if asking.stopped_by else str(error)) from None
             rows = _Rows(asking)
-            summary = write_pairs(space.path, rows)
+            summary = write_pairs(space.files, rows)
             _require_pairs(out, settings, summary, asking.failed, early)
-            summary |= {"questions": rows.count, "bill": rows.bill.to_json()}
+            summary |= {"bill": rows.bill.to_json()}
             if teacher.vocabulary is not None and summary["pairs"]:
-                summary |= _write_top_k(space.path, teacher, journal, rows.captured)
+                summary |= _write_top_k(space, teacher, journal, rows.captured)
         if asking.requests and settings.teacher != "solver":
             console.note(asking.in_words(rows.bill))
         if not rows.missing:
             return space.commit(summary, remove=(JOURNAL,))
         # A set of its own, of the answers there are. The journal stays in it: nothing is paid for twice.
         console.note(f"{out}: written as far as it is ({early}); the same command goes on")
-        return Workspace(out, KIND, recipe | {"partial": rows.answered.hexdigest()}, None).commit(summary)
+        return space.commit(summary, part={"partial": rows.answered.hexdigest()}, beside=(JOURNAL,))
 
 
 def generate_recipe(settings: GenerateSettings) -> dict[str, Any]:
@@ -136,7 +136,6 @@ class _Rows:
 
     def __init__(self, asking: Asking):
         self.asking = asking
-        self.count = 0
         self.missing = 0  # answers that were not asked for; where the other one of the pair failed, its row says that
         self.bill, self.captured = Bill(), _Captured()
         self.answered = hashlib.sha256()  # of the keys of all answers
@@ -147,7 +146,6 @@ class _Rows:
         samples = range(self.asking.settings.samples)
         rows = (self._row(problem, place, sample) for place, problem in places for sample in samples)
         for row in merge_sorted(rows, asked.bad_rows, key=lambda row: row.place):
-            self.count += 1
             self.bill.add(row)
             yield row
 
@@ -198,19 +196,19 @@ def _require_pairs(
     raise InputError(f"{out}: none of {sum(rejected.values())} questions gave a pair ({reasons}{detail}){hint}")
 
 
-def _write_top_k(folder: Path, teacher: Teacher, journal: Journal, captured: _Captured) -> dict[str, Any]:
+def _write_top_k(space: Workspace, teacher: Teacher, journal: Journal, captured: _Captured) -> dict[str, Any]:
     """Both modes' files. Returns what the summary says of them."""
     if len(captured.temperatures) > 1:
         found = " and ".join(f"{t:g}" for t in sorted(captured.temperatures))
         raise InputError(
-            f"{folder}: log-probabilities captured at temperatures {found}: the server's --logprobs-mode was changed "
-            f"between two runs of this command; delete {folder / JOURNAL} and run again"
+            f"{space.path}: log-probabilities captured at temperatures {found}: the server's --logprobs-mode was changed "
+            f"between two runs of this command; delete {space.path / JOURNAL} and run again"
         )
     temperature = captured.temperatures.pop()
     for mode in MODES:
         answers = (Distributions.from_json(journal.get(key)["top_k"]) for key in captured.keys[mode])
         write_top_k(
-            top_k_file(folder, mode),
+            top_k_file(space.files, mode),
             captured.lengths[mode],
             answers,
             k=captured.k,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import artifact
-from distill.artifact import Artifact, Workspace, canonical_json, workspace
+from distill.artifact import Artifact, canonical_json, workspace
 from distill.errors import InputError
 from distill.traces.bill import Bill
 from distill.traces.generate import JOURNAL, from_partial
@@ -36,15 +36,15 @@ def merge(shards: Sequence[Path], out: Path) -> Artifact:
         for shard in made:
             shard.verify()
         rows = _Rows(made)
-        summary = write_pairs(space.path, rows)
+        summary = write_pairs(space.files, rows)
         if not summary["pairs"]:
             raise InputError(f"{out}: no pair in any of {len(made)} shards")
-        summary |= {"questions": rows.count, "bill": rows.bill.to_json()} | _merge_top_k(made, space.path, rows.owners)
+        summary |= {"bill": rows.bill.to_json()} | _merge_top_k(made, space.files, rows.owners)
         partial = [shard.recipe.get("partial") for shard in made]
         if not any(partial):
             return space.commit(summary)
         digest = hashlib.sha256(canonical_json(partial).encode()).hexdigest()
-        return Workspace(out, KIND, recipe | {"partial": digest}, None).commit(summary)
+        return space.commit(summary, part={"partial": digest})
 
 
 def _in_order(folders: Sequence[Path]) -> list[Artifact]:
@@ -70,7 +70,9 @@ def _in_order(folders: Sequence[Path]) -> list[Artifact]:
         found[number] = shard
     missing = [number for number in range(1, of + 1) if number not in found]
     if missing:
-        raise InputError(f"shards {', '.join(map(str, missing[:20]))} of {of} are missing")
+        listed = ", ".join(map(str, missing[:20])) + (f" and {len(missing) - 20} more" if missing[20:] else "")
+        who = f"shard {listed} of {of} is" if len(missing) == 1 else f"shards {listed} of {of} are"
+        raise InputError(f"{who} missing; expected the folders of --shard 1/{of} to --shard {of}/{of}")
     return [found[number] for number in sorted(found)]
 
 
@@ -85,7 +87,6 @@ class _Rows:
     """The rows of all shards in order, once. What is counted on the way is complete at the end."""
 
     shards: list[Artifact]
-    count: int = 0
     bill: Bill = field(default_factory=Bill)
     owners: list[int] = field(default_factory=list)  # which shard each pair is from
 
@@ -96,7 +97,6 @@ class _Rows:
             for rows in (iter_pairs(shard.path), iter_rejected(shard.path))
         ]
         for owner, row in merge_sorted(*streams, key=lambda entry: (entry[1].place, entry[1].sample)):
-            self.count += 1
             self.bill.add(row)
             if isinstance(row, Pair):
                 self.owners.append(owner)

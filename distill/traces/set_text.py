@@ -20,8 +20,10 @@ def show_set(made: Artifact) -> None:
     """Print it to standard output. The JSON has every number."""
     summary = made.summary
     set_aside = summary["rejected"]
-    asked = sum(set_aside.values()) + summary["pairs"]
-    _say(f"{made.path}: {count(summary['pairs'])} pairs" + (f" of {count(asked)} rows" if set_aside else ""))
+    rows = sum(set_aside.values()) + summary["pairs"]
+    of = [_many(rows, "row")] if set_aside else []
+    of += [_many(summary["questions"], "question")] if summary.get("questions", rows) != rows else []
+    _say(f"{made.path}: {_many(summary['pairs'], 'pair')}" + (f" of {', '.join(of)}" if of else ""))
     for reason, number in set_aside.items():
         _say(f"  set aside: {count(number)} {reason} ({FAULTS.get(reason, 'of an unknown kind')})")
     if summary.get("ift") == "reasoning removed":
@@ -40,7 +42,7 @@ def show_set(made: Artifact) -> None:
 
 def _bill(bill: dict[str, Any]) -> str:
     """`150 answers, 1,292 prompt tokens, 3,766 output tokens, $1.64`, of what is known."""
-    parts = [f"{count(bill['answers'])} answers"]
+    parts = [_many(bill["answers"], "answer")]
     parts += [
         f"{count(bill[f'{name}_tokens'])} {name} tokens" for name in ("prompt", "output") if f"{name}_tokens" in bill
     ]
@@ -96,6 +98,10 @@ def _show_judges(found: dict[str, Any]) -> None:
         _say(f"  judges unanimous: {percent(found['unanimous'])} %")
     for names, kappa in found["kappa"].items():
         _say(f"  Cohen's kappa, {names}: {fixed(kappa, 2)}")
+
+
+def _many(n: int, name: str) -> str:
+    return f"{count(n)} {name}{'' if n == 1 else 's'}"
 
 
 def _share(number: int, of: int) -> str:

@@ -36,7 +36,8 @@ class GenerateSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _files_are_asked(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("tasks") and not values.get("data"):
+        misspelt = isinstance(values, dict) and values.keys() - cls.model_fields.keys()  # one may be meant to be these
+        if isinstance(values, dict) and not (values.get("tasks") or values.get("data") or misspelt):
             raise InputError("no questions: give --tasks, such as add=1000, or --data FILE")
         if (
             isinstance(values, dict)

@@ -92,16 +92,21 @@ _REJECTED_SCHEMA = pa.schema(
 
 
 def write_pairs(folder: Path, rows: Iterable[Pair | Rejected]) -> dict[str, Any]:
-    """Write both files from one stream of rows. Returns the summary: how many pairs, and rejected rows by reason.
+    """Write both files from one stream of rows, those of a question after each other. Returns the summary: how many
+    questions, rows, pairs, and rejected rows by reason; a row that could not be read is no question.
 
     When the rows end in an exception, or the disk is full, neither file is left.
     """
-    pairs, reasons = 0, Counter[str]()
+    rows_written = pairs = questions = 0
+    reasons, place = Counter[str](), -1
     try:
         with ExitStack() as stack:
             kept = stack.enter_context(_BatchWriter(folder / PAIRS, _PAIR_SCHEMA))
             rejected = stack.enter_context(_BatchWriter(folder / REJECTED, _REJECTED_SCHEMA))
             for row in rows:
+                rows_written += 1
+                if row.problem is not None and row.place != place:
+                    questions, place = questions + 1, row.place
                 if isinstance(row, Pair):
                     kept.add(_common_row(row))
                     pairs += 1
@@ -115,7 +120,8 @@ def write_pairs(folder: Path, rows: Iterable[Pair | Rejected]) -> dict[str, Any]
         if isinstance(error, OSError):
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
         raise
-    return {"pairs": pairs, "rejected": dict(sorted(reasons.items()))}
+    counts = {"questions": questions, "rows": rows_written, "pairs": pairs}
+    return counts | {"rejected": dict(sorted(reasons.items()))}
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.artifact import canonical_json
 from distill.errors import InputError
-from distill.hub import looks_like_hub_id
+from distill.hub import asking_the_hub, looks_like_hub_id
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def load_tokenizer(name: str) -> Any:
     if not Path(name).is_dir() and not looks_like_hub_id(name):
         raise InputError(f"tokenizer {name!r}: expected a folder with a tokenizer or a Hub id (owner/name)")
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with asking_the_hub(name):
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a damaged folder makes the library raise almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"tokenizer {name!r}: cannot be loaded ({reason})") from None

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from distill.artifact import folder_identity
 from distill.errors import InputError
 from distill.flops import ModelShape
+from distill.hub import asking_the_hub
 from distill.kernels import attention_plan, linear_cross_entropy, register_attention
 from distill.packing.chat import COMPACT, ChatFormat, ThinkFormat
 from distill.packing.pack import Document, Pack, build_pack
@@ -230,7 +231,8 @@ def _read_pretrained(student: str, think_tags: tuple[str, str] | None) -> tuple[
 def _library(student: str, load: Callable[[], Any]) -> Any:
     """What transformers loads, or its error in one line: a damaged folder makes it raise almost anything."""
     try:
-        return load()
+        with asking_the_hub(student):
+            return load()
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"student {student}: cannot be loaded ({reason})") from None

@@ -46,7 +46,7 @@ def test_numbers_on_the_page_are_those_of_the_files(rendered):
 
 def test_an_empty_folder_says_what_is_missing(tmp_path):
     text, images = render_report(tmp_path)
-    assert images == {} and text.count("Not measured.") == 7 and "Nothing has been measured on a GPU" in text
+    assert images == {} and text.count("Not measured.") == 9 and "Nothing has been measured on a GPU" in text
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):

@@ -46,7 +46,12 @@ CASES = [
     ("17<|end|>", "", "17", False, True),
     ("<think>a b 17<|end|>", "a b 17<|end|>", "", True, False),
     ("<think>a 17", "a 17", "", True, False),
-    ("<think>a</think>b<think>c</think>d<|end|>", "ac", "bd", True, True),
+    ("<think>a</think>b<think>c</think>d<|end|>", "ac", "b\nd", True, True),
+    ("7<think>a</think>2<|end|>", "a", "7\n2", True, True),  # not 72
+    ("<think>a</think>17</think>", "a", "17", True, True),
+    ("17</think>", "17", "", True, True),
+    ("</think>17<|end|>", "", "17", True, True),
+    ("<think>a</think>1</think>7<|end|>", "a", "1\n7", True, True),
     ("<think>a</think>b<think>c", "ac", "b", True, False),
     ("a</think>17<|end|>", "a", "17", True, True),
     ("<think></think><|end|>", "", "", True, True),
@@ -94,7 +99,7 @@ class Subject:
 def graded(chat, task, problems, prompts, outputs):
     settings = EvaluateSettings(questions=[{"task": task.name, "count": len(problems)}])
     wanted = requests(settings, [Asked(task, problems)], Prompts(prompts))
-    answers = [read_output(settings, Subject(chat), Prompts(prompts), r, outputs[r.problem.id]) for r in wanted]
+    answers = [read_output(Subject(chat), Prompts(prompts), r, outputs[r.problem.id]) for r in wanted]
     return grade([Asked(task, problems)], answers)
 
 

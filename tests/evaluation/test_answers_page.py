@@ -63,10 +63,10 @@ def some_answers(rng, count, tasks=("add", "max"), **changes):
     return [an_answer(rng, i, task, **changes) for task in tasks for i in range(count)]
 
 
-def an_evaluation(folder, answers, recipe=None):
+def an_evaluation(folder, answers, recipe=None, grades=None):
     with artifact.workspace(folder, KIND, recipe or {"settings": folder.name}) as work:
         write_answers(work.path / "answers.parquet", answers)
-        work.commit({})
+        work.commit(grades or {})
     return folder
 
 
@@ -124,17 +124,16 @@ def test_the_scores_are_those_of_the_grades(rng):
     grades = summarise(asked, answers, None)
     rows = {row[0]: row for row in Tags(render([Arm("", answers, {})], kicker="k")).rows}
     for name in names:
-        wanted, row = grades[name], [[number(n) for n in re.findall(r"[−\d.,]+", cell)] for cell in rows[name]]
+        wanted, row = grades[name], [[number(n) for n in re.findall(r"−?\d[\d.,]*", cell)] for cell in rows[name]]
         mine = [a for a in answers if a.task == name]
-        assert row[1][0] == wanted["n_questions"] and row[2] == [wanted["n_correct"]]
-        assert row[1][1:] == ([len(mine)] if samples > 1 else [])
-        assert row[3][0] == pytest.approx(100 * wanted["metrics"]["accuracy"], abs=0.051)
-        assert row[3][1] <= row[3][0] <= row[3][2]
-        assert row[4][0] == pytest.approx(100 * wanted["unfinished_rate"], abs=0.051)
-        assert row[5][0] == pytest.approx(100 * wanted["think_rate"], abs=0.051)
+        assert row[1][0] == pytest.approx(100 * wanted["metrics"]["accuracy"], abs=0.051)
+        assert row[1][1] <= row[1][0] <= row[1][2]
+        assert row[2] == [wanted["n_questions"], *([len(mine)] if samples > 1 else []), wanted["n_correct"]]
+        assert row[3][0] == pytest.approx(100 * wanted["unfinished_rate"], abs=0.051)
+        assert row[4][0] == pytest.approx(100 * wanted["think_rate"], abs=0.051)
         tokens = wanted["tokens_per_answer"]
-        assert row[6] == pytest.approx([tokens["total"], tokens["thinking"], tokens["answer"]], abs=0.051)
-        for cell, right in zip(row[7:9], (True, False), strict=True):
+        assert row[5] == pytest.approx([tokens["total"], tokens["thinking"], tokens["answer"]], abs=0.051)
+        for cell, right in zip(row[6:8], (True, False), strict=True):
             lengths = [a.thinking_tokens + a.answer_tokens for a in mine if a.correct == right]
             assert cell == pytest.approx([np.mean(lengths)], abs=0.051)
 
@@ -142,12 +141,12 @@ def test_the_scores_are_those_of_the_grades(rng):
 def test_every_thinking_budget_is_scored_as_in_the_curve(rng):
     answers = [an_answer(rng, i, sample=s, budget=b) for i in range(30) for s in range(2) for b in (64, 512, None)]
     curve = further_grades(answers, "open")["curve"]
-    rows = {row[0]: row for row in Tags(render([Arm("", answers, {})], kicker="k")).rows if len(row) == 9}
+    rows = {row[0]: row for row in Tags(render([Arm("", answers, {})], kicker="k")).rows if len(row) == 8}
     for point in curve:
         row = rows[f"budget {'none' if point['budget'] is None else point['budget']}"]
-        assert number(row[2]) == point["n_correct"]
+        assert number(re.search(r"([\d,]+) right", row[2])[1]) == point["n_correct"]
         shares = [100 * point["accuracy"][name] for name in ("value", "low", "high")]
-        assert [number(n) for n in row[3].replace("to", "").split()] == pytest.approx(shares, abs=0.051)
+        assert [number(n) for n in row[1].replace("to", "").split()] == pytest.approx(shares, abs=0.051)
 
 
 def test_differences_are_of_the_same_questions(rng):
@@ -304,11 +303,45 @@ def test_compare_reads_finished_evaluations(rng, tmp_path, capsys):
     assert found["left_out"][0] in html and f"{0x63:016x}" not in html
     assert found["differences"][0]["treatment"] == "new" and found["differences"][0]["control"] == "ift"
     json.dumps(found)
+    capsys.readouterr()
     show(found)
-    assert "add: new" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert found["left_out"][0] in said.err and str(out) in said.out
+    for line in said.out.splitlines():
+        assert len(line) <= 100 or str(out) in line
+    # What it says is what it gives: each arm's accuracy, and what the second one has more.
+    right = {s["task"]: 100 * s["accuracy"]["value"] for s in found["scores"] if s["arm"] == "new"}
+    more = {c["task"]: 100 * c["difference"]["value"] for c in found["differences"]}
+    rows = [line for line in said.out.splitlines() if " new " in line]
+    read = [[number(n) for n in re.findall(r"[+−]?[\d,.]+", row)] for row in rows]
+    assert [n[0] for n in read] == pytest.approx([right[t] for t in ("add", "max")], abs=0.051)
+    assert [n[5] for n in read] == pytest.approx([more[t] for t in ("add", "max")], abs=0.051)
     assert compare([str(one), f"new={two}"], out) == found and out.read_text() == html  # its own page is made again
-    show(compare([str(one), str(two)], out))
+    without = compare([str(one), str(two)])
+    assert without["page"] is None and without["scores"] == [
+        s | {"arm": s["arm"].replace("new", "[red]b")} for s in found["scores"]
+    ]
+    show(without)
     assert "[red]b" in capsys.readouterr().out
+
+
+def test_further_metrics_are_those_of_the_grades_unless_questions_are_left_out(rng, tmp_path):
+    value, low, high = sorted(rng.random(3))[1], 0.001, 0.999
+    grades = {
+        "add": {
+            "metrics": {"accuracy": 0.5, "<macro>": value},
+            "intervals": {"<macro>": {"low": low, "high": high}},
+        }
+    }
+    answers = some_answers(rng, 8, tasks=("add",))
+    rows = [row for row in Tags(render([Arm("", answers, {}, grades)], kicker="k")).rows if row[0] == "<macro>"]
+    assert rows == [["<macro>", f"{100 * value:.1f} 0.1 to 99.9"]]
+    one = an_evaluation(tmp_path / "one", answers, grades=grades)
+    for left_out in (0, 1):
+        two = an_evaluation(tmp_path / f"two{left_out}", answers[left_out:], grades=grades)
+        compare([str(one), str(two)], tmp_path / "page.html")
+        found = [row for row in Tags((tmp_path / "page.html").read_text()).rows if row[0] == "<macro>"]
+        assert len(found) == (0 if left_out else 1)
 
 
 def test_compare_refuses_in_one_line(rng, tmp_path):
@@ -345,17 +378,10 @@ def test_compare_refuses_in_one_line(rng, tmp_path):
 
 # In a real browser.
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def shown(chromium, tmp_path_factory):
     """(browser with the page of two arms open, the answers of both): one question is hostile, one answer is 1 MB."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     rng = np.random.default_rng()
     arms = [some_answers(rng, 80), some_answers(rng, 80)]
     for answers in arms:
@@ -368,18 +394,9 @@ def shown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     html = render([Arm(f"arm {name}", a, {}) for name, a in zip("AB", arms, strict=True)], kicker="distill compare")
     (folder / "page.html").write_text(html, encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-    for flag in (*flags, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    browser.address = (folder / "page.html").as_uri()
-    try:
+    with chromium(folder) as browser:
+        browser.address = (folder / "page.html").as_uri()
         yield browser, arms
-    finally:
-        browser.quit()
 
 
 def open_page(browser, width=1200, scheme="light", media="screen"):

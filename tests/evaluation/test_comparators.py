@@ -14,8 +14,9 @@ from distill.evaluation.endpoint import ModelSettings, evaluate_endpoint
 from distill.evaluation.evaluate import evaluate, evaluation_recipe, render
 from distill.evaluation.few_shot import examples
 from distill.evaluation.flags import budgets_of, check_subject, check_via, counts_of, questions_of
-from distill.evaluation.profile import StudentProfileSettings, profile_student
 from distill.evaluation.questions import ask
+from distill.evaluation.server import Serving
+from distill.evaluation.serving.profile import StudentProfileSettings, profile_student
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import load_subject
 from distill.serve import Endpoint
@@ -93,7 +94,7 @@ def test_a_student_behind_an_endpoint_gets_the_grades_it_gets_as_a_student(
     monkeypatch.setenv("THE_KEY", endpoint.api_key)
     model = ModelSettings(url=endpoint.base_url, model=endpoint.model, api_key_env="THE_KEY")
     theirs = evaluate_endpoint(settings(), model, tmp_path / "endpoint")
-    mine = evaluate(settings(), trained_student, tmp_path / "student", endpoint=lambda: endpoint)
+    mine = evaluate(settings(), trained_student, tmp_path / "student", Serving(lambda: endpoint))
     pairs = list(zip(*(read_answers(e.path / "answers.parquet") for e in (mine, theirs)), strict=True))
     same = [(a, b) for a, b in pairs if a.token_ids == b.token_ids]
     assert len(same) > 17  # up to near ties
@@ -120,6 +121,8 @@ SAID = USED | {"completion_tokens_details": {"reasoning_tokens": 90}}
         # thinking, answer, thinking tokens, answer tokens, finished
         (chat_reply("B", reasoning="r" * 9, usage=SAID), ("r" * 9, "B", 90, 10, True)),
         (chat_reply("B", reasoning="r" * 9, usage=USED), ("r" * 9, "B", 90, 10, True)),
+        (chat_reply("B", reasoning="<think>\n" + "r" * 9, usage=USED), ("r" * 9, "B", 90, 10, True)),
+        (chat_reply("B", reasoning="<think>", usage=USED), ("", "B", 0, 100, True)),
         (chat_reply("<think>rrr</think>\n\nB", usage=USED), ("rrr", "B", 75, 25, True)),
         (chat_reply("<think>rrr B", usage=USED, finish="length"), ("rrr B", "", 100, 0, False)),
         (chat_reply("<think>rrr B", usage=USED), ("rrr B", "", 100, 0, False)),
@@ -204,7 +207,7 @@ def test_a_base_model_is_asked_as_text_and_stops_at_the_next_question(base, tmp_
     ids = subject.tokenizer(said)["input_ids"]
     choice = {"token_ids": ids, "text": said, "finish_reason": "stop"}
     server = fake(lambda path, body: (200, {"choices": [choice], "usage": {}}))
-    made = evaluate(settings(count=6), base, tmp_path / "e", endpoint=lambda: Endpoint(server.url, "m"))
+    made = evaluate(settings(count=6), base, tmp_path / "e", Serving(lambda: Endpoint(server.url, "m")))
     assert "has no chat template; questions are put as text" in capfd.readouterr().err
     assert made.summary["max"]["few_shot"] == 5 and made.summary["max"]["think_rate"] == 0
     for a in read_answers(made.path / "answers.parquet"):
@@ -236,9 +239,32 @@ def test_a_benchmarks_own_examples_are_shown(tmp_path, tiny_student):
     for split, part in (("test", rows[:5]), ("train", rows[5:])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     task = open_benchmark("gsm8k", tmp_path)
-    assert len(examples(task, None)) == 5 and len(examples(task, 2)) == 2
+    assert len(examples(task, [], None)) == 5 and len(examples(task, [], 2)) == 2
     with pytest.raises(InputError, match="--few-shot 6: benchmark gsm8k has 5 examples"):
-        examples(task, 6)
+        examples(task, [], 6)
+
+
+@pytest.mark.parametrize("split", ["all", "train"])
+def test_no_example_is_a_question_that_is_asked(tmp_path, rng, split):
+    """Of questions of one's own, where the same rows give both; drawn from the rest, or refused."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"What is {i}+1?", "answer": i + 1} for i in rng.choice(10**6, 60, replace=False).tolist()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = {"path": str(path), "answer": "answer", "checker": "number"}
+    question = {"task": "mine", "data": file, "split": split, "seed": int(rng.integers(1000))}
+    gold = {row["prompt"]: str(row["answer"]) for row in rows}
+    train = sum(split_of(prompt) == "train" for prompt in gold)
+    for count in (1, 20, train - 20):
+        (a,) = ask(EvaluateSettings(questions=[question | {"count": count}]).questions)
+        shown = examples(a.task, a.problems, 5)
+        assert len(shown) == 5 and not {e.prompt for e in shown} & {p.prompt for p in a.problems}
+        assert all(gold[e.prompt] == e.answer and split_of(e.prompt) == "train" for e in shown)
+    (a,) = ask(EvaluateSettings(questions=[question | {"count": None}]).questions)
+    with pytest.raises(InputError, match="mine: 5 examples needed and 0 training questions left that are not asked"):
+        examples(a.task, a.problems, 5)
+    assert examples(a.task, a.problems, 0) == []
+    (a,) = ask(EvaluateSettings(questions=[{"task": "max", "split": "train", "count": 30}]).questions)
+    assert not {e.prompt for e in examples(a.task, a.problems, None)} & {p.prompt for p in a.problems}
 
 
 def test_a_base_model_has_no_modes_think_blocks_or_profile(base, tmp_path):
@@ -260,7 +286,7 @@ def test_questions_of_your_own_are_all_asked(tmp_path, trained_server, trained_s
     own = {"prompt": "q", "answer": "a", "checker": "choice", "answer_format": "choice"}
     questions = questions_of({"max": "4"}, [f"mine={path}"], own, split=None, seed=0)
     asked_for = validate(EvaluateSettings, {"questions": questions, "max_tokens": 48}, source="command line")
-    made = evaluate(asked_for, trained_student, tmp_path / "e", endpoint=lambda: trained_server.endpoint)
+    made = evaluate(asked_for, trained_student, tmp_path / "e", Serving(lambda: trained_server.endpoint))
     assert {name: grades["n_questions"] for name, grades in made.summary.items()} == {"max": 4, "mine": 7}
     answers = [a for a in read_answers(made.path / "answers.parquet") if a.task == "mine"]
     assert [(a.prompt, a.gold) for a in answers] == [(p.prompt, p.gold) for p in problems]
@@ -302,6 +328,43 @@ def test_questions_that_cannot_be_graded_or_counted(tmp_path):
             ask(EvaluateSettings(questions=[question]).questions)
 
 
+def test_where_no_count_is_given_it_is_up_to_300(tmp_path, tiny_student):
+    """Fewer are all of them, asked as if their number had been said; a number that is too large stays an error."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"What is {i}+{i}?", "answer": 2 * i}) + "\n" for i in range(30)))
+    subject = load_subject(tiny_student)
+
+    def asked_with(count, data=f"aime={path}", task="aime"):
+        values = {"questions": questions_of({task: count}, [data] if data else [], {}, split=None, seed=3)}
+        wanted = validate(EvaluateSettings, values, source="x")
+        asked = ask(wanted.questions)
+        return asked[0].problems, evaluation_recipe(wanted, subject, asked)
+
+    problems, recipe = asked_with(None)
+    assert len(problems) == 30 and recipe["settings"]["questions"][0]["count"] == 30
+    assert (problems, recipe) == asked_with("30") and recipe != asked_with("29")[1]
+    with pytest.raises(InputError, match="aime: 31 test problems asked for, but there are only 30"):
+        asked_with("31")
+    problems, recipe = asked_with(None, data=None, task="max")
+    assert len(problems) == 300 and recipe == asked_with("300", data=None, task="max")[1]
+
+
+def test_rows_that_are_not_asked_are_said_and_counted(tmp_path, trained_server, trained_student, capfd):
+    problems = get_task("max").problems("train", 4, 0)
+    rows = [json.dumps({"q": p.prompt, "a": p.gold}) for p in problems]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join([rows[0], rows[0], rows[1], "{", rows[2], rows[1], rows[3]]))
+    own = {"path": str(path), "prompt": "q", "answer": "a", "checker": "choice", "answer_format": "choice"}
+    questions = [{"task": "mine", "data": own | {"skip_bad": True}, "count": None, "split": "all"}]
+    wanted = EvaluateSettings(questions=[*questions, {"task": "max", "count": 2}], max_tokens=48)
+    made = evaluate(wanted, trained_student, tmp_path / "e", Serving(lambda: trained_server.endpoint))
+    assert made.summary["mine"]["n_questions"] == 4 and made.summary["mine"]["rows_left_out"] == 3
+    assert made.summary["max"]["rows_left_out"] == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "rows left out" in line]
+    said = "task mine: rows left out: 2 repeated, 1 malformed; the first is mine.jsonl:2 (the same question as row 1)"
+    assert said in line
+
+
 def test_who_answers_is_said_once(tmp_path):
     for given in (
         (None, None, None),
@@ -328,4 +391,4 @@ def test_flags_that_lm_eval_decides_itself_are_refused(tmp_path):
     for via in ("other", None):
         with pytest.raises(InputError, match="--via"):
             check_via(via, student=tmp_path)
-    assert counts_of({"a": None, "b": "all", "c": "7"}) == {"a": 300, "b": None, "c": "7"}
+    assert counts_of({"a": None, "b": "all", "c": "7"}) == {"a": 300, "b": None, "c": 7}

@@ -19,6 +19,7 @@ from distill.evaluation.answer_file import read_answers
 from distill.evaluation.evaluate import evaluate, evaluation_recipe
 from distill.evaluation.generate import JOURNAL
 from distill.evaluation.questions import ask
+from distill.evaluation.server import Serving
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import load_subject
 from distill.kernels import register_attention
@@ -38,7 +39,7 @@ def settings(count=QUESTIONS, **changes):
 def evaluated(trained_server, trained_student, tmp_path_factory):
     """The finished evaluation of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("evaluated") / "e"
-    return evaluate(settings(), trained_student, out, endpoint=lambda: trained_server.endpoint)
+    return evaluate(settings(), trained_student, out, Serving(lambda: trained_server.endpoint))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_in_bf16_vllm_leaves_fp32_only_at_a_near_tie(answers, trained_student, t
     with Server(
         trained_student, ServerSettings(dtype="bfloat16", max_model_len=256, threads=1), tmp_path / "log"
     ) as server:
-        evaluated = evaluate(settings(), trained_student, tmp_path / "e", endpoint=lambda: server.endpoint)
+        evaluated = evaluate(settings(), trained_student, tmp_path / "e", Serving(lambda: server.endpoint))
     model = AutoModelForCausalLM.from_pretrained(trained_student, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained_student)
     with torch.inference_mode():
@@ -216,9 +217,10 @@ class Proxy:
 
 RUN = (
     "import sys; from pathlib import Path; from distill.evaluation.evaluate import evaluate; "
-    "from distill.evaluation.settings import EvaluateSettings; from distill.serve import Endpoint; "
+    "from distill.evaluation.server import Serving; from distill.evaluation.settings import EvaluateSettings; "
+    "from distill.serve import Endpoint; "
     "evaluate(EvaluateSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), "
-    "endpoint=lambda: Endpoint(sys.argv[4], sys.argv[5]))"
+    "Serving(lambda: Endpoint(sys.argv[4], sys.argv[5])))"
 )
 
 
@@ -253,7 +255,7 @@ def test_killed_and_run_again_it_asks_only_for_what_is_missing(
     time.sleep(1.0)  # until the proxy is done with what was in flight
 
     first = proxy.asked.copy()
-    again = evaluate(settings(), trained_student, out, endpoint=lambda: proxy.endpoint)
+    again = evaluate(settings(), trained_student, out, Serving(lambda: proxy.endpoint))
     asked_again = proxy.asked - first
     assert sum(asked_again.values()) == QUESTIONS - len(kept) and set(asked_again.values()) == {1}
     tokenizer = AutoTokenizer.from_pretrained(trained_student)
@@ -275,7 +277,7 @@ def test_killed_and_run_again_it_asks_only_for_what_is_missing(
     assert again.key == evaluated.key and not journal.exists()
 
     count = sum(proxy.asked.values())
-    evaluate(settings(), trained_student, out, endpoint=lambda: proxy.endpoint)
+    evaluate(settings(), trained_student, out, Serving(lambda: proxy.endpoint))
     assert sum(proxy.asked.values()) == count  # a finished evaluation asks nothing
 
 
@@ -283,9 +285,9 @@ def test_questions_that_fail_are_said_and_the_others_kept(trained_server, traine
     proxy = Proxy(trained_server.endpoint, at_a_time=64)
     wrong_name = Endpoint(proxy.endpoint.base_url, "no-such-model")
     with pytest.raises(InputError, match=f"{QUESTIONS} of {QUESTIONS} questions got no answer"):
-        evaluate(settings(), trained_student, tmp_path / "e", endpoint=lambda: wrong_name)
+        evaluate(settings(), trained_student, tmp_path / "e", Serving(lambda: wrong_name))
     assert not (tmp_path / "e" / "manifest.json").exists()
-    made = evaluate(settings(), trained_student, tmp_path / "e", endpoint=lambda: proxy.endpoint)
+    made = evaluate(settings(), trained_student, tmp_path / "e", Serving(lambda: proxy.endpoint))
     assert made.key == evaluated.key
 
 
@@ -302,11 +304,11 @@ def test_a_student_that_cannot_be_asked(trained_student, tmp_path):
     never = lambda: pytest.fail("a server was asked for")  # noqa: E731
     for student, reason in ((tmp_path / "none", "has no config.json"), (tmp_path, "has no config.json")):
         with pytest.raises(InputError, match=reason):
-            evaluate(settings(), student, tmp_path / "e", endpoint=never)
+            evaluate(settings(), student, tmp_path / "e", Serving(never))
     with pytest.raises(InputError, match=r"need \d+ positions, but the model has 4096"):
         too_long = EvaluateSettings(questions=[{"task": "max", "count": 3}], max_tokens=5000)
-        evaluate(too_long, trained_student, tmp_path / "e", endpoint=never)
+        evaluate(too_long, trained_student, tmp_path / "e", Serving(never))
     with pytest.raises(InputError, match="named twice"):
         twice = EvaluateSettings(questions=[{"task": "max", "count": 3}] * 2)
-        evaluate(twice, trained_student, tmp_path / "e", endpoint=never)
+        evaluate(twice, trained_student, tmp_path / "e", Serving(never))
     assert not (tmp_path / "e").exists()

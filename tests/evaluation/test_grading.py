@@ -56,6 +56,10 @@ def answer_of(problem, text, *, thinking="", finished=True):
     )
 
 
+def number_of(gold):
+    return Decimal(gold.replace(",", "").replace("−", "-").removesuffix("^\\circ"))
+
+
 def in_dress(checker, said):
     """An answer as models write it."""
     boxed = f"\\boxed{{{said}}}"
@@ -71,10 +75,22 @@ def in_dress(checker, said):
             f"option {said}",
             f"**{said}**",
             f"\\boxed{{{said})}}",
+            f"{said} is correct.",
+            f"Therefore, {said}.",
+            f"Answer: **{said}**\n\nA) is too small, B) too large.",
+            f"The answer must be [{said}].",
+            f"It is 6 - 2.\n\n**{said}) 600**",
+            f"#### {said}",
             f"Answer: ({said.lower()})",
         ]
     if checker == "number":
-        number = Decimal(said.replace(",", ""))
+        number = number_of(said)
+        forms += [f"Answer: {number} + 12 - 12 = {number}.", f"**{number:,}**".replace("-", "−"), f"_{number}_"]
+        forms += [
+            f"\\boxed{{x = {number}}}",
+            f"The answer is not {number + 1}. It is {number}.",
+            f"Answer:\n\n${number}$",
+        ]
         forms += [f"\\boxed{{{number:,}}}", f"That makes ${number} in all.", f"It is {number} apples", f"#### {number}"]
         forms += [
             f"\\boxed{{{number}\\text{{ m}}}}",
@@ -91,10 +107,11 @@ def near_misses(checker, gold, said):
     if checker == "choice":
         return [letter for letter in LETTERS if letter != gold]
     if checker == "number":
-        number = Decimal(said.replace(",", ""))
+        number = number_of(said)
         return [str(n) for n in {number + 1, number - 1, -number, number * 10, number + Decimal("0.5")} - {number}]
     if checker == "near_number":
-        return [str(float(gold) * 1.06), str(float(gold) * 0.94), str(-float(gold)), f"{gold}e1"]
+        number = float(number_of(gold))
+        return [str(number * 1.06), str(number * 0.94), str(-number), f"{gold}e1"]
     if checker == "labels":
         labels = json.loads(gold)
         return [", ".join([*labels, "other"]), ", ".join(["other", *labels[1:]]), ", ".join(labels[1:] or ["other"])]
@@ -363,8 +380,11 @@ def bench():
                 {"choices": [{"message": {"content": said[body["model"]]}, "finish_reason": "stop"}], "usage": {}}
             )
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 512  # the library's 5 drop connections of a burst
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.asked = []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server

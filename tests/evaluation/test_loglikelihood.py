@@ -13,6 +13,7 @@ from distill.evaluation.answers import Answer
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.loglikelihood import loglikelihood_grades, options_of
 from distill.evaluation.questions import Asked, ask, prompt_ids
+from distill.evaluation.server import Serving
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.statistics.matched_majority import matched_majority
 from distill.evaluation.subject import load_subject
@@ -41,7 +42,7 @@ def settings(path, **changes):
 @pytest.mark.parametrize("think", ["free", "off"])
 def test_the_likeliest_option_is_what_transformers_finds(trained_server, trained_student, rows, tmp_path, think):
     wanted = settings(rows, score="loglikelihood", think=think)
-    made = evaluate(wanted, trained_student, tmp_path / "e", endpoint=lambda: trained_server.endpoint)
+    made = evaluate(wanted, trained_student, tmp_path / "e", Serving(lambda: trained_server.endpoint))
     section = made.summary["mine"]["loglikelihood"]
     subject, asked = load_subject(trained_student), ask(wanted.questions)
     model = AutoModelForCausalLM.from_pretrained(trained_student, dtype=torch.float32).eval()
@@ -96,10 +97,21 @@ def test_what_has_no_options_is_refused(trained_student, tmp_path):
     for task, said in (("add", "is not multiple choice"), ("max", "no options")):
         wanted = EvaluateSettings(questions=[{"task": task, "count": 3}], score="loglikelihood")
         with pytest.raises(InputError, match=said):
-            evaluate(wanted, trained_student, tmp_path / "e", endpoint=never)
+            evaluate(wanted, trained_student, tmp_path / "e", Serving(never))
     wanted = EvaluateSettings(questions=[{"task": "max", "count": 3}], score="loglikelihood", think="on")
     with pytest.raises(InputError, match="use --think off"):
-        evaluate(wanted, trained_student, tmp_path / "e", endpoint=never)
+        evaluate(wanted, trained_student, tmp_path / "e", Serving(never))
+
+
+def test_tasks_without_options_are_left_out_and_said(trained_server, trained_student, rows, tmp_path, capfd):
+    mine = settings(rows).questions[0].model_dump()
+    others = [{"task": "add", "count": 2}, {"task": "max", "count": 2}]
+    wanted = EvaluateSettings(questions=[others[0], mine, others[1]], max_tokens=4, score="loglikelihood")
+    made = evaluate(wanted, trained_student, tmp_path / "e", Serving(lambda: trained_server.endpoint))
+    assert [name for name, grades in made.summary.items() if "loglikelihood" in grades] == ["mine"]
+    assert made.summary["mine"]["loglikelihood"]["n_questions"] == 8
+    said = [line for line in capfd.readouterr().err.splitlines() if "leaves out" in line]
+    assert "task add: is not multiple choice" in said[0] and "task max: cannot be scored" in said[1] and len(said) == 2
 
 
 # ---------------------------------------------------------------------------------------------- majority

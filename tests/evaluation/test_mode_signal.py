@@ -7,8 +7,8 @@ import pytest
 from distill.artifact import content_key
 from distill.errors import InputError
 from distill.evaluation.evaluate import evaluate, evaluation_recipe
-from distill.evaluation.profile import StudentProfileSettings, profile_student
 from distill.evaluation.questions import ask, prompt_ids
+from distill.evaluation.serving.profile import StudentProfileSettings, profile_student
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import load_subject
 from distill.packing.chat import COMPACT

@@ -21,6 +21,7 @@ from distill.evaluation.generate import JOURNAL, Generation, Journal, Output
 from distill.evaluation.questions import Prompts, ask, prompt_ids
 from distill.evaluation.requests import requests
 from distill.evaluation.samples_and_budgets import further_grades, headline
+from distill.evaluation.server import Serving
 from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import load_subject
 from distill.evaluation.thinking import template_switch, think_prompts
@@ -36,7 +37,7 @@ def settings(count=30, **changes):
 
 
 def run(settings, student, server, out):
-    made = evaluate(settings, student, out, endpoint=lambda: server.endpoint)
+    made = evaluate(settings, student, out, Serving(lambda: server.endpoint))
     return made.summary["max"], read_answers(made.path / "answers.parquet")
 
 
@@ -59,7 +60,7 @@ def test_n_samples_are_n_answers_with_a_seed_each(trained_server, trained_studen
 
 def test_an_evaluation_that_is_killed_goes_on_with_the_samples_it_has(trained_server, trained_student, tmp_path, rng):
     wanted, out = settings(samples=4, temperature=1.0), tmp_path / "e"
-    whole = evaluate(wanted, trained_student, tmp_path / "whole", endpoint=lambda: trained_server.endpoint)
+    whole = evaluate(wanted, trained_student, tmp_path / "whole", Serving(lambda: trained_server.endpoint))
     theirs = {(a.problem_id, a.sample): a.token_ids for a in read_answers(whole.path / "answers.parquet")}
     # What a kill leaves: a journal with some of the samples of some of the questions.
     subject, asked = load_subject(trained_student), ask(wanted.questions)
@@ -81,7 +82,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_samples_it_has(trained_se
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Generation, "run", watched)
-        evaluate(wanted, trained_student, out, endpoint=lambda: trained_server.endpoint)
+        evaluate(wanted, trained_student, out, Serving(lambda: trained_server.endpoint))
     assert {r.key for r in asked_for} == {r.key for r in every} - {r.key for r in kept}
     again = {(a.problem_id, a.sample): a.token_ids for a in read_answers(out / "answers.parquet")}
     assert all(again[r.problem.id, r.sample] == [*theirs[r.problem.id, r.sample], 3] for r in kept)
@@ -264,6 +265,37 @@ def test_two_requests_limit_thinking_as_vllm_does(limited, trained_server, train
     assert np.mean(same) > 0.9
 
 
+def test_killed_between_its_two_requests_it_asks_only_for_the_second(trained_server, trained_student, tmp_path):
+    asked = []
+    complete = Generation._complete
+
+    async def watched(self, requests, prompts, *rest):
+        asked.extend(prompts)
+        await complete(self, requests, prompts, *rest)
+
+    async def killed(self, max_tokens, rows):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.evaluation.evaluate.why_not_vllm", lambda chat, prompts: "a think tag is several tokens")
+        patch.setattr(Generation, "_complete", watched)
+        wanted = settings(count=12, thinking_budgets=(3,))
+        with pytest.MonkeyPatch.context() as until, pytest.raises(KeyboardInterrupt):
+            until.setattr(Generation, "_answers", killed)
+            run(wanted, trained_student, trained_server, tmp_path / "e")
+        with Journal(tmp_path / "e" / JOURNAL) as journal:
+            uncut = {key.removesuffix(" uncut"): journal.outputs[key] for key in journal if key.endswith(" uncut")}
+        first, asked[:] = list(asked), []
+        _, answers = run(wanted, trained_student, trained_server, tmp_path / "e")
+    assert len(first) == len({tuple(ids) for ids in first}) == 12 and uncut
+    assert len(asked) == len(uncut) and not {tuple(ids) for ids in asked} & {tuple(ids) for ids in first}
+    chat = load_subject(trained_student).chat
+    for a in answers:
+        output = uncut.get(f"{a.problem_id} budget 3")
+        if output is not None and output.token_ids[0] == chat.think_open_id:
+            assert a.token_ids[:5] == [*output.token_ids[:4], chat.think_close_id]
+
+
 def test_who_limits_thinking(tiny_student):
     chat = load_subject(tiny_student).chat
     opening, closing = chat.think_open_id, chat.think_close_id
@@ -340,9 +372,10 @@ def test_the_headline_is_the_largest_budget():
 
 RUN = (
     "import sys; from pathlib import Path; from distill.evaluation.evaluate import evaluate; "
-    "from distill.evaluation.settings import EvaluateSettings; from distill.serve import Endpoint; "
+    "from distill.evaluation.server import Serving; from distill.evaluation.settings import EvaluateSettings; "
+    "from distill.serve import Endpoint; "
     "evaluate(EvaluateSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), "
-    "endpoint=lambda: Endpoint(*sys.argv[4:7]))"
+    "Serving(lambda: Endpoint(*sys.argv[4:7])))"
 )
 
 

@@ -7,19 +7,20 @@ import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from distill.evaluation.statistics.significance import RECOMPUTED, holm, sign_flip_test, swap_test
+from distill.evaluation.statistics.resampling import of_scores
+from distill.evaluation.statistics.significance import DRAWS, holm, sign_flip_test, swap_test
 from distill.tasks.task import Columns, Metric, weighted_mean
 
 
-def macro_f1(columns: Columns, sample_weight: np.ndarray | None = None) -> float:
+def macro_f1(columns: Columns, sample_weight: np.ndarray | None = None) -> np.ndarray:
     """Of two labels."""
     gold, label = (np.asarray(columns[name]) for name in ("gold", "label"))
     weight = np.ones(len(gold)) if sample_weight is None else sample_weight
     f1 = [
-        2 * weight @ ((gold == c) & (label == c)) / max(weight @ ((gold == c).astype(float) + (label == c)), 1e-9)
+        2 * weight @ ((gold == c) & (label == c)) / np.maximum(weight @ ((gold == c) * 1.0 + (label == c)), 1e-9)
         for c in (0, 1)
     ]
-    return float(np.mean(f1))
+    return np.mean(f1, axis=0)
 
 
 MACRO_F1 = Metric("macro_f1", rows=lambda problem, answer: {}, value=macro_f1)
@@ -57,6 +58,13 @@ def test_other_differences_are_listed_while_few_and_drawn_when_many(rng):
     assert sign_flip_test(np.abs(rng.normal(5, 1, 300))) == 1 / 10_000  # never 0
 
 
+def test_what_is_no_number_has_no_p_value(rng):
+    with pytest.raises(ValueError, match="NaN"):
+        sign_flip_test(np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="NaN"):
+        of_scores(np.array([1.0, np.nan]))
+
+
 def test_no_difference_has_p_1():
     assert sign_flip_test(np.zeros(50)) == 1.0
     assert sign_flip_test(np.array([0.1, 0.2, -0.30000000000000004, 0.0])) == 1.0
@@ -87,8 +95,8 @@ def test_a_metric_is_computed_again_for_every_swap(rng, seeds, samples):
 def test_swaps_of_a_mean_are_flips_of_signs(rng):
     a, b = rng.normal(0.15, 1, 200), rng.normal(0, 1, 200)
     found = swap_test(MEAN, [{"x": a}], [{"x": b}])
-    assert found == pytest.approx(sign_flip_test(a - b), abs=0.1)  # six standard errors of 999 draws
-    assert swap_test(MEAN, [{"x": a + 3}], [{"x": b}]) == 1 / (RECOMPUTED + 1)
+    assert found == pytest.approx(sign_flip_test(a - b), abs=0.045)  # six standard errors of two times 9,999 draws
+    assert swap_test(MEAN, [{"x": a + 3}], [{"x": b}]) == 1 / (DRAWS + 1)
 
 
 def test_p_values_are_uniform_where_arms_do_not_differ(rng):

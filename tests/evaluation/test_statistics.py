@@ -8,9 +8,11 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from distill.evaluation.statistics import resampling
 from distill.evaluation.statistics.intervals import difference, paired_difference, score
 from distill.evaluation.statistics.resampling import distinct_rows, of_scores, resample
 from distill.evaluation.statistics.seeds_and_questions import Spread, spread
+from distill.evaluation.statistics.significance import swap_test
 from distill.tasks.record import Record
 from distill.tasks.task import ACCURACY, Metric, weighted_mean
 
@@ -119,6 +121,15 @@ def test_macro_f1_is_resampled_by_question_and_computed_again(rng):
     assert again.deviations == pytest.approx(samples[0].deviations)
 
 
+def test_batches_of_draws_change_nothing(rng, monkeypatch):
+    gold = rng.integers(0, 4, 60)
+    rows = [{"gold_label": gold, "label": rng.integers(-1, 4, 60)} for _ in range(2)]
+    whole = resample(MACRO_F1, rows[0], samples=2), swap_test(MACRO_F1, rows[:1], rows[1:], samples=2)
+    monkeypatch.setattr(resampling, "_HELD", int(rng.integers(1, 2000)))
+    parts = resample(MACRO_F1, rows[0], samples=2), swap_test(MACRO_F1, rows[:1], rows[1:], samples=2)
+    assert parts[0].deviations == pytest.approx(whole[0].deviations, abs=1e-12) and parts[1] == whole[1]
+
+
 def test_distinct_rows_are_the_rows(rng):
     columns = {"a": rng.integers(0, 3, 50), "b": rng.integers(-1, 2, 50)}
     table, kind = distinct_rows(columns)
@@ -214,3 +225,24 @@ def test_confidence_is_what_was_asked_for(rng):
 def test_the_same_answers_give_the_same_interval(rng):
     answers = rng.random(100) < 0.7
     assert score([right(answers)]) == score([right(answers)])
+
+
+def test_an_interval_leaves_0_out_where_the_exact_test_finds_a_difference(rng):
+    """Of one or two students, and of shares; for single answers just there. Five questions that differ, all one way,
+    have p = 0.06, though Agresti and Min's interval leaves 0 out."""
+    five = of_scores(np.r_[np.ones(5), np.zeros(95)])
+    found = difference([five], [of_scores(np.zeros(100))])
+    assert found.p_value == pytest.approx(0.0625) and found.interval().low == 0.0 < found.interval().value
+    assert found.interval(0.9).low > 0 and found.centre - found.spread.half_width(0.95) > 0
+    outside = 0
+    for _ in range(120):
+        n, S, k = int(rng.integers(3, 100)), int(rng.integers(1, 3)), int(rng.integers(1, 3))
+        chances = rng.uniform(0.1, 0.9, 2)
+        arms = [[of_scores(rng.binomial(k, p, n) / k) for _ in range(S)] for p in chances]
+        found = difference(*arms)
+        between = found.interval()
+        left_out = between.low > 0 or between.high < 0
+        outside += left_out
+        assert found.p_value <= 0.05 or not left_out
+        assert left_out or found.p_value > 0.05 or S * k > 1
+    assert 0 < outside < 120

@@ -1,91 +1,28 @@
 """The client against servers that misbehave: every request ends in one result, and the result is right or says why."""
 
 import asyncio
+import importlib.util
 import json
 import random
 import time
-from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from distill.errors import InputError
-from distill.serve import Endpoint, SamplingSettings, chat, check_endpoint, client, complete
+from distill.serve import Endpoint, chat, check_endpoint, client, complete
 
-SAMPLING = SamplingSettings(max_tokens=16)
+_spec = importlib.util.spec_from_file_location("scripted_server", Path(__file__).with_name("scripted_server.py"))
+scripted = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(scripted)
+DONE, STREAM, ask, event = scripted.DONE, scripted.STREAM, scripted.ask, scripted.event
+http, serving, whole = scripted.http, scripted.serving, scripted.whole
 THINK_END = 5
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(client, "BACKOFF_S", 0.01)
-
-
-def http(body, status="200 OK", extra=""):
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{extra}\r\n".encode() + body
-
-
-def whole(token_ids, text="", reason="stop"):
-    return http({"choices": [{"index": 0, "text": text, "finish_reason": reason, "token_ids": token_ids}]})
-
-
-def event(token_ids, text="", reason=None):
-    choice = {"index": 0, "text": text, "finish_reason": reason, "token_ids": token_ids}
-    return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
-
-
-STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-DONE = b"data: [DONE]\n\n"
-
-
-class FakeServer:
-    """Answers the n-th request with what `script(n, request body)` gives: bytes and pauses in seconds, then hangs up."""
-
-    def __init__(self, script):
-        self.script, self.bodies, self.headers, self.open, self.most_open = script, [], [], 0, 0
-
-    async def handle(self, reader, writer):
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(
-                (int(x.split(":")[1]) for x in head.lower().split("\r\n") if x.startswith("content-length")), 0
-            )
-            body = json.loads(await reader.readexactly(length)) if length else None
-            self.bodies.append(body)
-            self.headers.append(head)
-            self.open += 1
-            self.most_open = max(self.most_open, self.open)
-            reply = self.script(len(self.bodies) - 1, body)
-            for part in [reply] if isinstance(reply, bytes) else reply:
-                if isinstance(part, float):
-                    await asyncio.sleep(part)
-                else:
-                    writer.write(part)
-                    await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            self.open -= 1
-            writer.close()
-
-
-@asynccontextmanager
-async def serving(script, api_key=None):
-    fake = FakeServer(script)
-    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-    async with server:
-        fake.endpoint = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "m", api_key)
-        yield fake
-
-
-def ask(script, prompts=((7, 8),), *, api_key=None, call=complete, **options):
-    """(results, the fake server) of one call; waits are cut short so that a hang fails."""
-
-    async def run():
-        async with serving(script, api_key) as fake:
-            return await asyncio.wait_for(call(fake.endpoint, prompts, SAMPLING, **options), 20), fake
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -205,17 +142,20 @@ def test_stream_times_and_separators_in_text():
     cuts = sorted(random.choices(range(1, len(parts[0])), k=3))
     pieces = [parts[0][a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
     reply = [STREAM, 0.05, *pieces, 0.1, parts[1], parts[2], 0.1, parts[3], 0.05, parts[4]]
-    (result,), _ = ask(lambda n, body: reply, stream=True, think_end_id=THINK_END)
+    (result,), _ = ask(lambda n, body: reply, stream=True)
     assert result.token_ids == [4, 11, 12, THINK_END, 13, 3] and result.text == odd + "z"
-    assert result.ttft_s >= 0.05
-    assert result.tfat_s >= 0.25 and result.tfat_s >= result.ttft_s + 0.1
+    first, second, third, end, fourth, fifth = result.token_times_s
+    assert first >= 0.05 and first == second  # one event
+    assert third >= 0.15 and fourth >= 0.25 and fourth == fifth and third <= end <= fourth
     assert result.e2e_s >= 0.3
 
 
-def test_no_answer_token_time_without_an_end_of_thinking():
-    reply = STREAM + event([4, 11]) + event([12, 3], "", "length") + DONE
-    (result,), _ = ask(lambda n, body: reply, stream=True, think_end_id=THINK_END)
-    assert result.tfat_s is None and result.ttft_s is not None
+def test_requests_are_not_sent_before_their_time():
+    arrivals_s = [0.0, 0.0, 0.3, 0.35, 0.9]
+    start_s = time.perf_counter()
+    done, _ = ask(lambda n, body: whole([3]), [[i] for i in range(5)], concurrency=4, arrivals_s=arrivals_s)
+    for completion, arrival_s in zip(done, arrivals_s, strict=True):
+        assert completion.sent_s >= completion.due_s >= start_s + arrival_s
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
@@ -236,6 +176,8 @@ def test_chat(name):
             "top_p": 1.0,
             "chat_template_kwargs": {"enable_thinking": True},
             "top_k": 20,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         }
     ]
 

@@ -10,7 +10,16 @@ import pytest
 
 from distill.errors import InputError
 from distill.journal import Journal
-from distill.serve.judge import ANSWER_CHARACTERS, Case, Judgement, JudgeSettings, agreement, ask_judges, prompt
+from distill.serve.judge import (
+    ANSWER_CHARACTERS,
+    Case,
+    Judgement,
+    JudgeSettings,
+    agreement,
+    ask_judges,
+    judges_of_flags,
+    prompt,
+)
 
 
 class Bench:
@@ -50,8 +59,11 @@ class Bench:
                 choice = {"message": {"content": said}, "finish_reason": "stop"}
                 self.send(200, {"choices": [choice if isinstance(said, str) else said], "usage": {}})
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 512  # the library's 5 drop connections of a burst
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
@@ -73,6 +85,17 @@ def read(shown):
     parts = re.findall(rf"^\[{nonce} begin [^\]]*\]\n(.*?)\n\[{nonce} end [^\]]*\]$", shown, re.DOTALL | re.MULTILINE)
     assert len(parts) == 3 and all(line.startswith("> ") for part in parts for line in part.split("\n"))
     return ["\n".join(line[2:] for line in part.split("\n")).replace("&lt;", "<") for part in parts]
+
+
+def test_of_a_long_text_both_ends_are_shown(rng):
+    """What is asked of a story stands at its end."""
+    story = "".join(rng.choice(list("abc "), int(rng.integers(20_000, 90_000))))
+    question, gold, _ = read(prompt(Case("k", f"Read this. {story} Who did it?", f"It was {story} me", "x")))
+    for shown, begin, end in ((question, "Read this. ", " Who did it?"), (gold, "It was ", " me")):
+        assert shown.startswith(begin + story[:3000]) and shown.endswith(story[-3000:].rstrip(" ") + end)
+        assert len(shown) < 8_100
+    short = "".join(rng.choice(list("abc "), 7_900)).strip()
+    assert read(prompt(Case("k", short, "g", "x")))[0] == short
 
 
 def word(correct):
@@ -236,6 +259,39 @@ def test_what_is_wrong_is_one_line(bench, tmp_path, monkeypatch):
     for text in ("m", "ftp://x#m", "http://x", "http://x#", "http://x#m#", "http://x#a#b#c"):
         with pytest.raises(InputError, match="expected URL#MODEL"):
             JudgeSettings.parse(text)
+
+
+def test_a_judge_that_reasons_gets_a_longer_reply(bench, tmp_path, rng):
+    """Its reasoning counts; a limit that cuts it off is named, another one is another judge and asked again."""
+    needed = int(rng.integers(2049, 9000))
+
+    def reasons(*asked):
+        enough = bench.bodies[-1]["max_tokens"] >= needed
+        return (
+            {"message": {"content": f"<think>...</think>{honest(*asked)}"}, "finish_reason": "stop"} if enough else cut
+        )
+
+    cut = {"message": {"content": ""}, "finish_reason": "length"}
+    bench.says, cases = {"r": reasons}, cases_of(rng, 7)
+    (usual,), (longer,) = (judges_of_flags([f"{bench.url}#r#NO_SUCH_KEY"], limit) for limit in (None, needed))
+    assert usual.identity != longer.identity and longer.identity["max_tokens"] == needed
+    with Journal(tmp_path / "j") as journal:
+        for _ in range(2):  # also where the cut replies are not asked for again
+            with pytest.raises(
+                InputError, match=r"7 replies were empty or cut off at 2048 tokens; --judge-max-tokens N"
+            ):
+                ask_judges([usual], cases, journal)
+        assert len(bench.bodies) == 7
+        found = ask_judges([longer], cases, journal)
+    assert {key: judgement.correct for key, judgement in found.items()} == {c.key: right(c) for c in cases}
+
+
+def test_the_limit_of_a_reply_is_a_number_of_a_judge_that_is_given():
+    with pytest.raises(InputError, match=r"^judge http://x#m: field max_tokens: .* found 0$"):
+        judges_of_flags(["http://x#m"], 0)
+    with pytest.raises(InputError, match="--judge, which is not given"):
+        judges_of_flags([], 4096)
+    assert judges_of_flags(None, None) == []
 
 
 def test_agreement_is_kappa(rng):

@@ -193,7 +193,7 @@ def test_a_port_in_use(student, stand_in, tmp_path):
 
 
 def test_a_reserved_port_is_given_to_nobody_else():
-    with closing(server.reserve_port(None)) as reservation:
+    with closing(server.reserve_port("127.0.0.1", None)) as reservation:
         port = reservation.getsockname()[1]
         with closing(socket.socket()) as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))

@@ -19,7 +19,9 @@ from distill.serve import (
     profile_endpoint,
     split_thinking,
 )
+from distill.serve.load.shapes import ClosedLoop, OpenLoop
 from distill.serve.metrics import scrape
+from distill.serve.timing import timing
 
 END, THINK, THINK_END = 3, 4, 5
 
@@ -62,7 +64,10 @@ def test_greedy_is_deterministic_and_streaming_changes_nothing(vllm_server):
     streamed = run(vllm_server, prompts, sampling, concurrency=1, stream=True)
     assert [r.token_ids for r in first] == [r.token_ids for r in again] == [r.token_ids for r in streamed]
     assert [r.text for r in first] == [r.text for r in streamed]
-    assert all(0 < r.ttft_s <= r.e2e_s for r in streamed) and all(r.ttft_s is None for r in first)
+    for r in streamed:
+        assert len(r.token_times_s) == len(r.token_ids) and r.token_times_s == sorted(r.token_times_s)
+        assert r.token_times_s[0] > 0 and r.token_times_s[-1] <= r.e2e_s
+    assert all(r.token_times_s == [] for r in first)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -71,7 +76,7 @@ def test_every_token_comes_back_with_the_one_that_ended_the_answer(vllm_server, 
     before = scrape(vllm_server.endpoint)["generation_tokens_total"]
     sampling = SamplingSettings(max_tokens=150, temperature=1.5)
     seeds = random.sample(range(2**31), 60)  # of one seed all draw alike, and may all miss the end
-    results = run(vllm_server, fresh_prompts(60), sampling, stream=stream, think_end_id=THINK_END, seeds=seeds)
+    results = run(vllm_server, fresh_prompts(60), sampling, stream=stream, seeds=seeds)
     assert all(r.error is None for r in results)
     generated = scrape(vllm_server.endpoint)["generation_tokens_total"] - before
     assert sum(len(r.token_ids) for r in results) == generated
@@ -82,7 +87,7 @@ def test_every_token_comes_back_with_the_one_that_ended_the_answer(vllm_server, 
     if stream:
         for r in results:
             after_thinking = THINK_END in r.token_ids[:-1]
-            assert (r.tfat_s is not None) == after_thinking
+            assert (timing(r, None, THINK_END).ttfat_s is not None) == after_thinking
 
 
 def test_a_stop_token_of_ones_own_is_included_too(vllm_server):
@@ -127,32 +132,38 @@ def test_the_key_is_needed_and_nowhere_to_be_seen(vllm_server):
             continue
 
 
-def test_profile(vllm_server):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_profile(vllm_server, processes):
+    loads = (ClosedLoop(concurrency=1), ClosedLoop(concurrency=4), OpenLoop(rate=20, burstiness=0.5))
     settings = ProfileSettings(
-        concurrencies=(1, 4),
+        loads=loads,
         requests=6,
         warmup_requests=2,
         sampling=SamplingSettings(max_tokens=16, temperature=1.0, seed=7),
+        processes=processes,
     )
     prompts = fresh_prompts(settings.prompts_needed, length=20)
     options = {"think_start_id": THINK, "think_end_id": THINK_END}
     profile = profile_endpoint(vllm_server.endpoint, prompts, settings, **options)
     json.dumps(profile, allow_nan=False)
-    assert profile["prompts"] == {"sent": 16, "distinct": 16, "repeated": False}
-    assert [level["concurrency"] for level in profile["levels"]] == [1, 4]
-    sent = [prompts[2:8], prompts[10:16]]  # what is left after each level's warm-up
-    for level, level_prompts in zip(profile["levels"], sent, strict=True):
+    count = 2 + 6 + 1, 2 + 6 + 4, 2 + 6 + 40
+    assert profile["prompts"] == {"sent": sum(count), "distinct": sum(count), "repeated": False}
+    assert [level["concurrency"] for level in profile["levels"]] == [1, 4, None]
+    assert profile["client"]["measured"]["tokens_per_s"] > 0
+    for level, start, sent in zip(profile["levels"], (0, count[0], sum(count[:2])), count, strict=True):
         assert (level["completed"], level["failed"]) == (6, 0)
-        results = run(vllm_server, level_prompts, settings.sampling, concurrency=level["concurrency"])
-        splits = [split_thinking(r.token_ids, THINK, THINK_END) for r in results]
+        results = run(vllm_server, prompts[start : start + sent], settings.sampling, concurrency=8)
+        splits = [split_thinking(r.token_ids, THINK, THINK_END) for r in results[2:8]]
         tokens, measured = level["tokens"], level["measured"]
         assert tokens["thinking"] == sum(len(thinking) for thinking, _, _ in splits)
-        assert tokens["output"] == sum(len(r.token_ids) for r in results) == measured["server"]["output_tokens"]
-        assert tokens["prompt"] == measured["server"]["prompt_tokens"] == 6 * 22
+        assert tokens["output"] == sum(len(r.token_ids) for r in results[2:8])
+        assert tokens["prompt"] == 6 * 22
+        # The server counts what warms up and what comes last as well.
+        assert measured["server"]["output_tokens"] == sum(len(r.token_ids) for r in results)
+        assert measured["server"]["prompt_tokens"] == sent * 22
         assert measured["server"]["prefix_cache_hit_tokens"] == 0
-        assert measured["ttft_s"]["p50"] <= measured["e2e_s"]["p50"] <= measured["duration_s"]
-        # What the server saw lies inside what the client saw.
-        assert measured["server"]["e2e_s_mean"] <= measured["e2e_s"]["mean"]
+        assert measured["ttft_s"]["p50"] <= measured["e2e_s"]["p50"]
+        assert (measured["late_s"] is None) == (level["concurrency"] is not None)
 
 
 @pytest.mark.long

@@ -9,7 +9,6 @@ import io
 import json
 import random
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -422,6 +421,71 @@ def test_nulls_anywhere_below_a_cell_or_contrast_are_dashes(seed):
     assert "nan" not in html.replace("nanmean", "")
 
 
+def beside(results: dict, *, capped: bool) -> list[dict]:
+    """A majority of tiny-ift, a teacher whose FLOPs are known and one whose are not, a base."""
+    ift = {cell["id"]: cell["tasks"] for cell in results["cells"]}["tiny-ift"]
+    of = lambda tasks, **more: {name: copy.deepcopy(task) | more for name, task in tasks.items()}  # noqa: E731
+    votes = {"k": 10, "affordable": 14 if capped else 10, "drawn": 10, "capped": capped}
+    majority = {"id": "tiny-majority", "kind": "majority", "size": "tiny", "arm": "ift", "of": "tiny-ift"}
+    majority |= {"matched": "tiny-reasoning", "seeds": [0, 1, 2], "tasks": of({"add": ift["add"]}, votes=votes)}
+    teacher = {"id": "teacher", "kind": "teacher", "size": None, "model": HOSTILE[1], "seeds": [], "tasks": of(ift)}
+    base = {
+        "id": "small-base",
+        "kind": "base",
+        "size": "small",
+        "model": "m",
+        "seeds": [],
+        "tasks": of(ift, few_shot=5),
+    }
+    silent = copy.deepcopy(teacher) | {"id": "teacher-without-flops"}
+    for task in silent["tasks"].values():
+        task["inference"] |= {"flops_per_answer": None, "flops_per_correct": None}
+    return [majority, teacher, base, silent]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_what_stands_beside_the_arms_has_marks_of_its_own_and_says_what_it_is(capped):
+    results = made_up_results()
+    results["cells"][1]["tasks"]["max"]["samples"] = {"n": 7, "majority": {"value": 0.875, "low": 0.8, "high": 0.9}}
+    results["comparators"] = beside(results, capped=capped)
+    page = Elements(render(results))
+    text = " ".join(page.text)
+    for said in (
+        "majority vote",
+        "untrained, few-shot",
+        "majority of 10 of tiny-ift",
+        "m, 5-shot",
+        "majority of 7: 87.5",
+    ):
+        assert said in text
+    assert ("of 14 that the tokens pay for" in text) == ("More votes could do better" in text) == capped
+    links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
+    read = lambda name: list(csv.DictReader(io.StringIO(unquote(links[name].split(",", 1)[1]))))  # noqa: E731
+    drawn = {(row["task"], row["cell"]) for row in read("frontier.csv") if row["comparator"]}
+    tasks = ("add", "max", "record")
+    assert drawn == {("add", "tiny-majority"), *((t, name) for t in tasks for name in ("teacher", "small-base"))}
+    assert {row["cell"] for row in read("tokens.csv")} >= {"teacher-without-flops", "tiny-majority"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nulls_anywhere_below_a_comparator_are_dashes(seed):
+    rng = random.Random(seed)
+    results = made_up_results()
+    results["comparators"] = beside(results, capped=bool(seed % 2))
+
+    def prune(value):
+        for key in list(value):
+            if rng.random() < 0.15 and key not in ("id", "kind"):
+                value[key] = None
+            elif isinstance(value[key], dict):
+                prune(value[key])
+
+    for entry in results["comparators"]:
+        prune(entry)
+    html = render(results)
+    assert "None" not in "".join(Elements(re.sub(r"<details.*?</details>", "", html, flags=re.S)).text)
+
+
 def test_a_failed_cell_is_named_and_its_absence_harms_nothing():
     results = made_up_results()
     results["cells"] = [c for c in results["cells"] if c["id"] != "small-reasoning"]
@@ -445,6 +509,7 @@ def test_another_schema_is_refused_in_one_line():
         (made_up_results() | {"verdicts": 3}, "field verdicts: expected a list, found int"),
         (made_up_results() | {"verdicts": [{}]}, "field verdicts.0.task: expected text, found NoneType"),
         (made_up_results() | {"cells": ["a"]}, "field cells.0.id: expected text, found NoneType"),
+        (made_up_results() | {"comparators": [{}]}, "field comparators.0.id: expected text, found NoneType"),
         (made_up_results() | {"failures": [{"cell": 1, "stage": "train", "reason": ""}]}, "field failures.0.cell"),
         (made_up_results() | {"margin_points": "two"}, "a value is not of its kind"),
     ],
@@ -564,39 +629,14 @@ def test_matplotlib_is_imported_only_when_drawing():
 
 # In a real browser.
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="module")
-def browser(html, tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
+def browser(chromium, html, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "report.html").write_text(html, encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.address = (folder / "report.html").as_uri()
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with chromium(folder) as browser:
+        browser.address = (folder / "report.html").as_uri()
+        yield browser
 
 
 def show(browser, width: int = 1200, scheme: str = "light", media: str = "screen") -> None:

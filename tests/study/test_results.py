@@ -2,21 +2,27 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from transformers import Qwen2Config
 
 from distill.artifact import Artifact
-from distill.evaluation.answer_file import write_answers
+from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.questions import ask
 from distill.evaluation.settings import Questions
-from distill.flops import hardware
+from distill.flops import ModelShape, hardware
 from distill.settings import validate
 from distill.study.cells import cells
-from distill.study.results import MemberOutcome, build_results
+from distill.study.outcomes import MemberOutcome
+from distill.study.page import render
+from distill.study.results import build_results
 from distill.study.settings import StudySettings
+from distill.tasks.problem import Problem
 
 QUESTIONS = 20
 
@@ -35,6 +41,48 @@ def preset(**values: object) -> StudySettings:
     return validate(StudySettings, base | values, source="preset")
 
 
+SHAPE = ModelShape.from_config(
+    Qwen2Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=32)
+)
+
+
+def graded(answers: list[Answer], place: Path) -> Artifact:
+    """An evaluation of these answers to `max`."""
+    place.mkdir(exist_ok=True)
+    write_answers(place / "answers.parquet", answers)
+    mean = lambda values: sum(values) / len(answers)  # noqa: E731
+    tokens = {
+        "prompt": mean(a.prompt_tokens for a in answers),
+        "thinking": mean(a.thinking_tokens for a in answers),
+        "answer": mean(a.answer_tokens for a in answers),
+        "total": mean(a.thinking_tokens + a.answer_tokens for a in answers),
+    }
+    flops = mean(SHAPE.generation_flops(a.prompt_tokens, a.thinking_tokens + a.answer_tokens) for a in answers)
+    summary = {
+        "unfinished_rate": mean(not a.finished for a in answers),
+        "think_rate": 0.0,
+        "accuracy_finished": 0.5,
+        "metrics": {"accuracy": mean(a.correct for a in answers)},
+        "tokens_per_answer": tokens,
+        "flops_per_answer": flops,
+    }
+    return Artifact(place, "evaluation", "", {}, {"max": summary}, {})
+
+
+def sampled(problems: list[Problem], n: int, tokens: int) -> list[Answer]:
+    """n answers to each question, of letters and silence, of up to so many tokens."""
+    blank = Answer("", "max", "", "", [1], "", "", 5, 0, 1, False, True, "stop", False, 0.1)
+    found = []
+    for problem in problems:
+        for number in range(n):
+            said, finished = random.choice("ABCD" + 2 * problem.gold), random.random() < 0.9
+            right = finished and said == problem.gold
+            more = {"answer_tokens": random.randint(1, tokens), "prompt_tokens": random.randint(5, 30)}
+            more |= {"finished": finished, "correct": right, "sample": number}
+            found.append(replace(blank, problem_id=problem.id, answer=said, **more))
+    return found
+
+
 def made_up(settings: StudySettings, folder: Path, *, threads: int | None = 1) -> dict[str, MemberOutcome]:
     """An outcome for every member of the grid, with random numbers."""
     (asked,) = ask([Questions(task="max", count=QUESTIONS, seed=settings.data_seed)])
@@ -48,14 +96,14 @@ def made_up(settings: StudySettings, folder: Path, *, threads: int | None = 1) -
             right = random.random() < 0.6
             answers.append(replace(blank, problem_id=problem.id, answer=problem.gold if right else "", correct=right))
         write_answers(place / "answers.parquet", answers)
-        levels = [
+        levels = [  # of the profile
             {
                 "concurrency": concurrency,
                 "completed": 10,
                 "failed": 0,
                 "measured": {
-                    "duration_s": random.uniform(1, 100),
-                    "output_tokens_per_s": 1.0,
+                    "seconds_per_answer": random.uniform(0.1, 10),
+                    "output_tokens_per_s": {"value": 1.0, "low": 0.9, "high": 1.1},
                     **{f"{name}_s": None for name in ("ttft", "tpot", "e2e")},
                 },
             }
@@ -101,7 +149,7 @@ def test_prices_are_of_the_threads_used_and_of_the_highest_concurrency(tmp_path,
             for m in members
             for most in [max(level["concurrency"] for level in m.load["tasks"]["max"]["levels"])]
         ]
-        seconds = sum(level["measured"]["duration_s"] / 10 for level in highest) / len(members)
+        seconds = sum(level["measured"]["seconds_per_answer"] for level in highest) / len(members)
         found = cell["tasks"]["max"]["inference"]["measured"]
         assert found["seconds_per_answer"] == pytest.approx(seconds)
         assert found["usd_per_1000_answers"] == pytest.approx(1000 * seconds / 3600 * an_hour * share)
@@ -190,3 +238,163 @@ def test_p_values_speak_of_what_the_interval_speaks_of(tmp_path):
     for contrast in (primary, other):
         half = (contrast["difference_points"]["high"] - contrast["difference_points"]["low"]) / 2
         assert contrast["detectable_points"] > half  # a difference at the interval's edge is seen half of the time
+
+
+def vote_by_hand(answers: list[Answer], k: int) -> float:
+    """The chance that the commonest of k of these answers is right, by looking at every choice of k."""
+    found = []
+    for chosen in combinations(answers, k):
+        votes = Counter(a.answer for a in chosen if a.finished)
+        most = [said for said, count in votes.items() if count == max(votes.values())]
+        found.append(sum(said == chosen[0].gold for said in most) / len(most) if most else 0.0)
+    return sum(found) / len(found)
+
+
+def with_votes(settings: StudySettings, folder: Path, drawn: int, tokens: tuple[int, int]) -> dict[str, MemberOutcome]:
+    """Outcomes whose IFT students were sampled; `tokens`: the most of a sampled answer, and of one with reasoning."""
+    (asked,) = ask([Questions(task="max", count=QUESTIONS, seed=settings.data_seed)])
+    gold = {problem.id: problem.gold for problem in asked.problems}
+    outcomes = made_up(settings, folder)
+    for name, outcome in outcomes.items():
+        answers = [replace(a, gold=gold[a.problem_id]) for a in sampled(asked.problems, drawn, tokens[0])]
+        place = folder / f"{name}-votes"
+        outcomes[name] = replace(outcome, shape=SHAPE, sampled=graded(answers, place) if "-ift" in name else None)
+        if "-reasoning" in name:
+            main = graded(sampled(asked.problems, 1, tokens[1]), folder / name)
+            outcomes[name] = replace(outcome, evaluation=main, shape=SHAPE)
+    return outcomes
+
+
+@pytest.mark.parametrize(("tokens", "capped"), [((8, 24), False), ((2, 90), True), ((30, 4), False)])
+def test_a_majority_has_as_many_votes_as_the_other_arms_tokens_pay_for(tmp_path, tokens, capped):
+    drawn = 6
+    settings = preset(
+        comparators={"majority": {"votes": drawn}},
+        contrasts=[{"verdict_size": "tiny"}, {"control": "majority"}, {"treatment": "majority", "control": "ift"}],
+    )
+    outcomes = with_votes(settings, tmp_path, drawn, tokens)
+    results = build_results(settings, outcomes, {}, command="")
+    (entry,) = results["comparators"]
+    assert (entry["id"], entry["kind"], entry["of"], entry["seeds"]) == (
+        "tiny-majority",
+        "majority",
+        "tiny-ift",
+        [0, 1, 2],
+    )
+    task = entry["tasks"]["max"]
+
+    mean = lambda values: sum(values) / 3  # noqa: E731
+    of = lambda arm, seed: outcomes[f"tiny-{arm}-seed{seed}"]  # noqa: E731
+    one = mean(of("ift", s).sampled.summary["max"]["tokens_per_answer"]["total"] for s in range(3))
+    other = mean(of("reasoning", s).evaluation.summary["max"]["tokens_per_answer"]["total"] for s in range(3))
+    affordable = max(1, round(other / one))
+    k = min(affordable, drawn)
+    assert (task["votes"]["k"], task["votes"]["affordable"], task["votes"]["drawn"]) == (k, affordable, drawn)
+    assert task["votes"]["capped"] == (affordable > drawn) == capped
+    assert task["tokens_per_answer"]["total"] == pytest.approx(k * one)
+    assert task["votes"]["matched_tokens"] == pytest.approx(other)
+
+    for seed, found in enumerate(task["metrics"]["accuracy"]["per_seed"]):
+        answers = read_answers(of("ift", seed).sampled.path / "answers.parquet")
+        by_hand = [vote_by_hand(answers[i : i + drawn], k) for i in range(0, len(answers), drawn)]
+        assert found == pytest.approx(sum(by_hand) / QUESTIONS)
+    accuracy = task["metrics"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+
+    def vote_flops(seed: int) -> float:  # each prompt read once, k answers written after it
+        answers = read_answers(of("ift", seed).sampled.path / "answers.parquet")
+        reading = sum(SHAPE.forward_flops([a.prompt_tokens], 0) for a in answers) / len(answers)
+        whole = sum(SHAPE.generation_flops(a.prompt_tokens, a.answer_tokens) for a in answers) / len(answers)
+        return reading + k * (whole - reading)
+
+    assert task["inference"]["flops_per_answer"] == pytest.approx(mean(map(vote_flops, range(3))))
+
+    against = {c["id"].rpartition("/")[2]: c for c in results["contrasts"]}
+    beside = against["reasoning-vs-majority"]
+    assert beside["matched_on"] == ("nothing" if capped else "output tokens") and beside["n_seeds"] == 3
+    assert beside["token_factor"] == pytest.approx(other / (k * one))
+    assert beside["difference_points"]["value"] == pytest.approx(
+        100 * (results["cells"][1]["tasks"]["max"]["metrics"]["accuracy"]["value"] - accuracy["value"])
+    )
+    assert "majority of" in beside["sentence"] and ("all that were drawn" in beside["sentence"]) == capped
+    assert against["majority-vs-ift"]["matched_on"] == "nothing"
+    (verdict,) = results["verdicts"]
+    assert f"majority of {k} answers of tiny-ift is right on {accuracy['value']:.1%}" in verdict["sentence"]
+    assert against["reasoning-vs-ift"]["sentence"] in verdict["sentence"]
+    text = render(results)
+    assert "tiny-majority" in text and f"majority of {k} of tiny-ift" in text
+
+
+def test_a_majority_is_of_the_students_that_were_sampled(tmp_path):
+    settings = preset(
+        comparators={"majority": {"votes": 3}}, contrasts=[{"verdict_size": "tiny"}, {"control": "majority"}]
+    )
+    outcomes = with_votes(settings, tmp_path, 3, (3, 9))
+    lost, alone = random.sample(range(3), 2)
+    outcomes[f"tiny-ift-seed{lost}"] = replace(outcomes[f"tiny-ift-seed{lost}"], sampled=None)
+    del outcomes[f"tiny-reasoning-seed{alone}"]
+    results = build_results(settings, outcomes, {"serve x": "gone"}, command="")
+    left = [seed for seed in range(3) if seed not in (lost, alone)]
+    assert results["comparators"][0]["seeds"] == left
+    assert [c["n_seeds"] for c in results["contrasts"]] == [2, 1]
+    outcomes = {name: replace(outcome, sampled=None) for name, outcome in outcomes.items()}
+    results = build_results(settings, outcomes, {"serve x": "gone"}, command="")
+    assert results["comparators"] == [] and len(results["contrasts"]) == 1
+
+
+def test_several_answers_to_a_question_are_one_observation(tmp_path):
+    """pass@1 is the headline and majority@n beside it; every answer twice is no more questions than once."""
+    n = random.randint(2, 4)
+    settings = preset(evaluation={"samples": n, "temperature": 0.8})
+    (asked,) = ask([Questions(task="max", count=QUESTIONS)])
+    gold = {problem.id: problem.gold for problem in asked.problems}
+    outcomes, twice = {}, {}
+    for name, outcome in made_up(settings, tmp_path).items():
+        answers = [replace(a, gold=gold[a.problem_id]) for a in sampled(asked.problems, n, 5)]
+        outcomes[name] = replace(outcome, evaluation=graded(answers, tmp_path / name))
+        again = [replace(a, sample=a.sample + extra) for a in answers for extra in (0, n)]
+        twice[name] = replace(outcome, evaluation=graded(again, tmp_path / f"{name}-twice"))
+    doubled, results = (build_results(settings, of, {}, command="") for of in (twice, outcomes))
+    for cell in results["cells"]:
+        found = cell["tasks"]["max"]
+        per_seed = []
+        for seed in range(3):
+            answers = read_answers(outcomes[f"{cell['id']}-seed{seed}"].evaluation.path / "answers.parquet")
+            assert found["metrics"]["accuracy"]["per_seed"][seed] == pytest.approx(
+                sum(a.correct for a in answers) / len(answers)
+            )
+            votes = [vote_by_hand(answers[i : i + n], n) for i in range(0, len(answers), n)]
+            per_seed.append(sum(votes) / QUESTIONS)
+        assert found["samples"]["n"] == n and found["samples"]["majority"]["per_seed"] == pytest.approx(per_seed)
+        assert found["n_questions"] == QUESTIONS
+    for a, b in zip(doubled["contrasts"], results["contrasts"], strict=True):
+        assert a["difference_points"] == pytest.approx(b["difference_points"])
+        assert a["p_value"] == pytest.approx(b["p_value"])
+    for example in results["examples"]:
+        assert len({answer["cell"] for answer in example["answers"]}) == 2
+
+
+def test_what_was_asked_once_stands_beside_every_seed(tmp_path):
+    """A teacher has no seeds: each student is compared with the same answers."""
+    teacher = {"url": "http://127.0.0.1:1/v1", "model": "big", "parameters": 1e9}
+    teacher |= {"usd_per_million_input": 1.0, "usd_per_million_output": 3.0}
+    settings = preset(comparators={"teacher": teacher}, contrasts=[{"verdict_size": "tiny"}, {"control": "teacher"}])
+    (asked,) = ask([Questions(task="max", count=QUESTIONS)])
+    answers = sampled(asked.problems, 1, 40)
+    once = {"teacher": graded(answers, tmp_path / "teacher")}
+    results = build_results(settings, made_up(settings, tmp_path), {}, command="", asked_once=once)
+    (entry,) = results["comparators"]
+    found, tokens = entry["tasks"]["max"], entry["tasks"]["max"]["tokens_per_answer"]
+    assert (entry["model"], entry["seeds"], entry["size"]) == ("big", [], None)
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(sum(a.correct for a in answers) / QUESTIONS)
+    assert found["inference"]["flops_per_answer"] == pytest.approx(2e9 * (tokens["prompt"] + tokens["total"]))
+    assert found["inference"]["measured"]["usd_per_1000_answers"] == pytest.approx(
+        1000 * (tokens["prompt"] + 3 * tokens["total"]) / 1e6
+    )
+    against = results["contrasts"][1]
+    reasoning = results["cells"][1]["tasks"]["max"]["metrics"]["accuracy"]["per_seed"]
+    assert against["control"] == "teacher" and against["n_seeds"] == 3 and against["training_tokens_factor"] is None
+    value = found["metrics"]["accuracy"]["value"]
+    assert against["per_seed"] == pytest.approx([100 * (r - value) for r in reasoning])
+    text = render(results)
+    assert "big" in text and ">teacher<" in text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from distill.study import run as study_run
 from distill.study.cells import cells
 from distill.study.declared import declare
 from distill.study.jobs import Children, Job, JobFailed, run_jobs
-from distill.study.results import decide, sentence
+from distill.study.outcomes import Graded
+from distill.study.results import build_results, decide, sentence
 from distill.study.settings import StudySettings
 
 PRESETS = Path(__file__).parents[2] / "presets"
@@ -37,6 +39,12 @@ MINI = {
     "margin_points": 2,
     "contrasts": [{"verdict_size": "tiny"}],
     "hardware": "cpu-2core",
+}
+
+
+VOTED = {
+    "comparators": {"majority": {"votes": 5}},
+    "contrasts": [{"verdict_size": "tiny"}, {"control": "majority"}],
 }
 
 
@@ -75,6 +83,24 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(students=[MINI["students"][0] | {"learning_rate": float("inf")}]), "learning_rate"),
         (changed(data_seed=-1), "data_seed"),
         (changed(students=[{"name": "tiny", "student": "tiney", "learning_rate": 1, "seeds": [0]}]), "'tiny'"),
+        (changed(comparators={"majorty": {}}), "comparators.majorty"),
+        (changed(comparators={"majority": {"arm": "ifft"}}), "did you mean 'ift'"),
+        (changed(comparators={"majority": {"students": ["tinny"]}}), "did you mean 'tiny'"),
+        (changed(comparators={"majority": {"tasks": ["add"]}}), "unknown task in comparators.majority"),
+        (changed(comparators={"majority": {"votes": 1}}), "comparators.majority.votes"),
+        (changed(comparators={"majority": {"temperature": 0}}), "comparators.majority.temperature"),
+        (
+            changed(
+                arms=[{"arm": "ift"}, {"arm": "reasoning"}, {"arm": "mixed:0.5", "seeds": [3]}],
+                comparators={"majority": {"matched": "mixed0.5"}},
+            ),
+            "ift and mixed0.5 have no training seed in common",
+        ),
+        (changed(comparators={"base": {}}), "tiny starts from random weights"),
+        (changed(comparators={"teacher": {"url": "localhost", "model": "m"}}), "comparators.teacher.url"),
+        (changed(contrasts=[{"verdict_size": "tiny"}, {"control": "majority"}]), "unknown arm in contrasts"),
+        (changed(**VOTED, margin_points=0), "margin_points"),
+        (changed(**VOTED | {"contrasts": [{"control": "majority", "verdict_size": "tiny"}]}), "decides no verdict"),
     ],
 )
 def test_a_wrong_preset_is_refused_in_one_line_that_names_the_field(values, said):
@@ -260,6 +286,7 @@ def test_sigterm_ends_a_study_as_ctrl_c_does(tmp_path, monkeypatch, number):
         (changed(confidence=0.9), "confidence 0.95 -> 0.9"),
         (changed(data_seed=4), "data_seed 0 -> 4"),
         (changed(tasks=[{"task": "max", "train": 300, "test": 41}]), "tasks.max.test 40 -> 41"),
+        (changed(comparators={"majority": {"votes": 3}}), "comparators.majority.votes (none) -> 3"),
         (
             changed(contrasts=[{"verdict_size": "tiny"}, {"treatment": "ift", "control": "reasoning"}]),
             "contrasts.1.control (none) -> reasoning",
@@ -287,6 +314,7 @@ def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, v
         (changed(tasks=[{"task": "max", "train": 300, "test": 10**9}]), 1, "max"),
         (changed(tasks=[{"task": "max", "train": 10**9, "test": 40}]), 1, "max"),
         (changed(serving={"requests": 10**9}), 1, "max"),
+        (changed(evaluation={"samples": 2}), 1, "2 greedy answers would all be the same"),
     ],
 )
 def test_a_study_that_cannot_end_well_does_not_start(tmp_path, values, workers, said):
@@ -294,6 +322,86 @@ def test_a_study_that_cannot_end_well_does_not_start(tmp_path, values, workers, 
     with pytest.raises(InputError, match=said):
         study_run.run(settings, tmp_path / "out", command="", workers=workers)
     assert not (tmp_path / "out").exists()
+
+
+def test_arms_that_differ_in_how_they_are_asked_are_trained_once():
+    arms = [{"arm": "ift"}, *({"arm": "mixed:0.5", "think": think} for think in ("on", "off", None))]
+    values = changed(arms=arms, contrasts=[{"treatment": "mixed0.5-think_on", "verdict_size": "tiny"}])
+    settings = validate(StudySettings, values, source="study.yaml")
+    members = [member for cell in cells(settings) for member in cell.students()]
+    assert len({member.id for member in members}) == 4
+    assert {member.student for member in members} == {"tiny-ift-seed0", "tiny-mixed0.5-seed0"}
+    bare = yaml.safe_load(yaml.safe_dump(values).replace("'on'", "on").replace("'off'", "off"))
+    assert bare != values and validate(StudySettings, bare, source="study.yaml") == settings
+
+
+def test_a_teacher_may_move_but_not_change(tmp_path):
+    with_teacher = lambda **values: validate(  # noqa: E731
+        StudySettings,
+        changed(comparators={"teacher": {"url": "http://a/v1", "model": "m", **values}}),
+        source="study.yaml",
+    )
+    declare(with_teacher(), tmp_path)
+    declare(with_teacher(url="http://b/v1", api_key_env="B"), tmp_path)
+    with pytest.raises(InputError, match=r"comparators\.teacher\.model m -> n"):
+        declare(with_teacher(model="n"), tmp_path)
+
+
+@pytest.fixture
+def borrowed(vllm_server, tiny_student, tmp_path, monkeypatch) -> Callable[..., study_run._Study]:
+    """A study of the student that the session's server has, which it borrows instead of starting one."""
+
+    class Borrowed:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> "Borrowed":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        endpoint = vllm_server.endpoint
+
+    def study(**comparators: object) -> study_run._Study:
+        students = [MINI["students"][0] | {"student": str(tiny_student)}]
+        values = changed(students=students, tasks=[{"task": "max", "train": 5, "test": 6}], comparators=comparators)
+        settings = validate(StudySettings, values, source="study.yaml")
+        return study_run._Study(settings, tmp_path / "out", 1, 1)
+
+    monkeypatch.setattr(study_run, "Server", Borrowed)
+    return study
+
+
+def test_a_pretrained_student_is_asked_before_it_is_trained(borrowed, tmp_path):
+    study = borrowed(base={"few_shot": 3})
+    (size,) = study.settings.students
+    study.ask_base(size)
+    made = study.asked_once["tiny-base"]
+    assert made.summary["max"]["few_shot"] == 3 and made.summary["max"]["n_questions"] == 6
+    results = build_results(study.settings, {}, {}, command="", asked_once=study.asked_once)
+    (entry,) = results["comparators"]
+    assert (entry["id"], entry["kind"], entry["size"]) == ("tiny-base", "base", "tiny")
+    assert entry["tasks"]["max"]["few_shot"] == 3 and entry["tasks"]["max"]["inference"]["flops_per_answer"] > 0
+    finished = manifests(tmp_path / "out")
+    study.ask_base(size)
+    assert manifests(tmp_path / "out") == finished
+
+
+def test_the_teacher_is_asked_by_a_process_that_can_be_ended(borrowed, vllm_server, tmp_path, monkeypatch):
+    endpoint = vllm_server.endpoint
+    monkeypatch.setenv("THE_KEY", endpoint.api_key)
+    teacher = {"url": endpoint.base_url, "model": endpoint.model, "api_key_env": "THE_KEY"}
+    study = borrowed(teacher=teacher)
+    study.ask_teacher()
+    (entry,) = build_results(study.settings, {}, {}, command="", asked_once=study.asked_once)["comparators"]
+    assert entry["id"] == "teacher" and entry["tasks"]["max"]["inference"]["flops_per_answer"] is None
+    assert entry["tasks"]["max"]["tokens_per_answer"]["total"] > 0
+    asked = [a.prompt for a in Graded(study.asked_once["teacher"]).answers["max"]]
+    assert asked == [problem.prompt for problem in study.test[0].problems]
+    finished = manifests(tmp_path / "out")
+    study.ask_teacher()
+    assert manifests(tmp_path / "out") == finished
 
 
 def start(preset: Path, out: Path) -> subprocess.Popen:
@@ -321,7 +429,7 @@ def manifests(out: Path) -> dict[str, int]:
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_and_run_again_it_ends_the_same_and_repeats_nothing(tmp_path):
     preset = tmp_path / "mini.yaml"
-    preset.write_text(yaml.safe_dump(MINI))
+    preset.write_text(yaml.safe_dump(changed(**VOTED)))
     began = time.monotonic()
     whole = start(preset, tmp_path / "whole")
     _, errors = whole.communicate(timeout=600)
@@ -344,12 +452,16 @@ def test_killed_at_random_moments_and_run_again_it_ends_the_same_and_repeats_not
     out, errors = last.communicate(timeout=600)
     assert last.returncode == 0, errors
     assert finished.items() <= manifests(killed).items(), f"finished work was done again (killed after {moments} s)"
-    assert "On max" in out
+    assert "On max" in out and "the majority of" in out
 
     results = [
         without_measured(json.loads((folder / "results.json").read_text())) for folder in (tmp_path / "whole", killed)
     ]
     assert results[0] == results[1], f"killed after {moments} s"
+    (vote,) = results[0]["comparators"]
+    assert (vote["id"], vote["of"], vote["matched"]) == ("tiny-majority", "tiny-ift", "tiny-reasoning")
+    assert 1 <= vote["tasks"]["max"]["votes"]["k"] <= 5 and vote["tasks"]["max"]["votes"]["drawn"] == 5
+    assert results[0]["contrasts"][1]["control"] == "tiny-majority" and not results[0]["failures"]
     weights = [sorted(folder.glob("students/*/model.safetensors")) for folder in (tmp_path / "whole", killed)]
     assert [w.read_bytes() for w in weights[0]] == [w.read_bytes() for w in weights[1]]
 

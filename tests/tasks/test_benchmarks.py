@@ -23,6 +23,7 @@ HOWTO = Path(__file__).parents[2] / "docs" / "benchmarks-howto.md"
 
 LETTER = "\n\nPut the letter of the correct option in \\boxed{}."
 ANSWER = "\n\nPut the final answer in \\boxed{}."
+UNIT = "\n\nPut the number in \\boxed{}, without the unit; a power of ten in the unit is part of the unit."
 
 # Written out by hand: (first question's prompt, last question's prompt, every gold answer).
 EXPECTED = {
@@ -152,7 +153,7 @@ EXPECTED = {
         "from 0 to 999. Put it in \\boxed{}.",
         "How many subsets of a set of 9 elements have an even number of elements?\n\nThe answer is a whole number from 0 "
         "to 999. Put it in \\boxed{}.",
-        ["040", "006", "065", "077", "981", "010", "083", "204", "001", "256"],
+        ["40", "6", "65", "077", "981", "36", "83", "204", "1", "256"],
     ),
     "consumer-qa": (
         "1. You may end your plan at any time; what you have paid is not returned. 2. We may change prices with 30 days "
@@ -163,10 +164,10 @@ EXPECTED = {
         ["No", "Yes", "No", "Yes", "Yes", "No", "Yes", "No", "Yes", "No"],
     ),
     "code-summarization-c": (
-        '```c\n#include <stdio.h>\nint main() {\n  int s = 0, n = 9;\n  for (int i = 1; i <= n; i++) s += i;\n  printf("%d"'
-        ", s);\n}\n```\n\nSay in one or two sentences what this C program does.",
+        "```c\nint sum(int n) {\n  int s = 0;\n  for (int i = 1; i <= n; i++) s += i;\n  return s;\n}\n```\n\nSay in one "
+        "sentence what this C function does.",
         "```c\nint find(int a[], int n, int x) { for (int i = 0; i < n; i++) if (a[i] == x) return i; return -1; }\n```"
-        "\n\nSay in one or two sentences what this C program does.",
+        "\n\nSay in one sentence what this C function does.",
         [
             "Sum of the numbers from 1 to n",
             "Check whether a number is even",
@@ -181,11 +182,9 @@ EXPECTED = {
         ],
     ),
     "scibench": (
-        "A car of 900 kg moves at 20 m/s. What is its kinetic energy?\n\nUnit of the answer: $\\mathrm{~kJ}$\n\nPut the "
-        "number, in this unit, in \\boxed{}.",
-        "Find the wavelength of a wave of 50 Hz at 340 m/s.\n\nUnit of the answer: m\n\nPut the number, in this unit, in "
-        "\\boxed{}.",
-        ["180", "2.0", "30", "1.0", "-6.24", "1.0", "0.25", "1.0", "4.9", "6.8"],
+        "A car of 900 kg moves at 20 m/s. What is its kinetic energy?\n\nUnit of the answer: $\\mathrm{~kJ}$" + UNIT,
+        "Find the wavelength of a wave of 50 Hz at 340 m/s.\n\nUnit of the answer: m" + UNIT,
+        ["180", "2.0", "30", "3.00", "-0.48", "160000", "0.25", "+1.0", "4.9", "6.8"],
     ),
     "labels": (
         "Which of billing, crash, login and praise apply?\n\nThe app closes when I pay.\n\nPut all labels that apply, with "
@@ -246,7 +245,9 @@ def test_every_file_has_its_rows_and_expectations():
         benchmark = load_benchmark(name)
         assert benchmark.name == name and benchmark.metrics[0] == "accuracy" and benchmark.max_tokens >= 4096
         assert len(stored(name)) == 10
-        assert benchmark.group == "own" or (benchmark.licence and benchmark.citation and benchmark.source)
+        assert benchmark.group == "own" or (benchmark.licence and benchmark.citation)
+        # What has no place on the Hub: the user's own rows, and a data set that its authors give as a file.
+        assert (benchmark.source is None) == (benchmark.group == "own" or name == "code-summarization-c")
     table = {
         ("general", "multiple choice"): {"winogrande", "openbookqa", "mmlu-misc"},
         ("general", "open-ended"): {"squad", "coqa", "ifeval"},
@@ -361,10 +362,12 @@ MALFORMED = [
         "expected lists of one length, found 1 in 'questions', 3 in 'answers.input_text'",
     ),
     ("coqa", {"questions": [], "answers": {"input_text": []}}, "field 'questions': an empty list"),
-    ("ifeval", {"kwargs": [{"a": float("nan")}]}, "cannot be written as JSON"),
+    ("ifeval", {"kwargs": [{"a": float("nan")}]}, "field 'instruction_id_list, kwargs': cannot be written as JSON"),
     ("gsm8k", {"answer": "So it is 4."}, "field 'answer': expected `####`, then the answer"),
     ("gsm8k", {"answer": "So it is 4. #### "}, "expected `####`"),
-    ("gsm8k", {"answer": "So it is 4. #### four"}, "checker number does not take the right answer for one"),
+    ("gsm8k", {"answer": "#### four"}, "field 'answer': checker number does not take the right answer for one"),
+    ("scibench", {"answer_number": "see figure"}, "field 'answer_number': checker near_number does not take"),
+    ("squad", {"answers": {"text": ["x" * 200_000]}}, "field 'answers.text': checker squad does not take"),
     ("gsm8k", {"question": "\ud800"}, "not valid Unicode"),
     ("labels", {"labels": {"a": 1}}, "field 'labels': expected a list, found dict"),
     ("labels", {"labels": ["a", ""]}, "field 'labels' is empty"),
@@ -434,6 +437,24 @@ def test_a_question_that_stands_twice_in_one_row_counts_once(tmp_path):
     assert [(bad.place, bad.detail) for bad in task.bad_rows] == [(0, "the same question as row 1")]
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "gold", "right", "wrong"),
+    [  # as they stand in the published rows
+        ("aime", "answer", "336^\\circ", "336", "335"),
+        ("scibench", "answer_number", "−2", "-2.05", "2"),
+        ("scibench", "answer_number", "89,034.79", "89000", "89"),
+        ("gsm8k", "answer", "so 2*700=<<2*700=1400>>1400\n#### 1,400", "1400", "1"),
+        ("openbookqa", "answerKey", " B", "B", "A"),
+        ("coqa", "answers", {"input_text": ["A"]}, "A", "B"),
+    ],
+)
+def test_right_answers_in_odd_forms(tmp_path, name, field, gold, right, wrong):
+    row = stored(name)[2] | {field: gold}
+    task = open_benchmark(name, write(tmp_path / "rows.jsonl", [row]))
+    (problem,) = task.problems("all", None, 0)
+    assert task.is_correct(problem, f"\\boxed{{{right}}}") and not task.is_correct(problem, f"\\boxed{{{wrong}}}")
+
+
 def test_only_what_follows_the_last_mark_is_the_answer():
     row = {"question": "How many?", "answer": "#### is how I mark it.\n#### 12 of them\n####  1,234 "}
     (problem,) = questions(load_benchmark("gsm8k"), [row])
@@ -489,7 +510,9 @@ def test_places_that_are_none(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             open_benchmark("openbookqa", path)
-    with pytest.raises(InputError, match="task labels: needs rows of yours, written labels:PATH"):
+    with pytest.raises(
+        InputError, match="task labels: has no published rows; its name or file takes yours as NAME:PATH"
+    ):
         open_benchmark("labels")
 
 
@@ -594,6 +617,8 @@ def test_examples_written_in_the_file():
     assert task.few_shot_prompt(problem) == (
         f"How many positive divisors of $2^4 \\cdot 3^3$ are multiples of 6?{end} \\boxed{{12}}\n\n\n"
         f"The sum of the first $n$ positive odd integers is 1,225. Find $n$.{end} \\boxed{{35}}\n\n\n"
+        "In how many ways can two identical rooks stand on a board of 4 by 4 so that neither attacks the other?"
+        f"{end} \\boxed{{72}}\n\n\n"
         f"How many triples of digits add up to 2?{end}"
     )
     values = task.benchmark.model_dump() | {"few_shot": {"count": 1, "rows": [{"problem": "1 + 1?", "answer": None}]}}
@@ -601,7 +626,8 @@ def test_examples_written_in_the_file():
         InputError, match=r"benchmark aime: few_shot.rows\[0\]: field 'answer': expected text or a number"
     ):
         open_benchmark(Benchmark.model_validate(values), ROWS / "aime.jsonl")
-    ifeval = open_benchmark("ifeval", ROWS / "ifeval.jsonl")
+    none = load_benchmark("ifeval").model_copy(update={"few_shot": None})
+    ifeval = open_benchmark(none, ROWS / "ifeval.jsonl")
     assert ifeval.examples == () and ifeval.few_shot_prompt(ifeval.problems("test", None, 0)[0]) == (
         "Describe a lighthouse without any commas.\n\nAnswer:"
     )
@@ -612,9 +638,28 @@ def test_examples_written_in_the_files_are_right(name):
     benchmark = load_benchmark(name)
     for row in benchmark.few_shot.rows or ():
         (question,) = read_row(benchmark, row, "row")
-        checker = benchmark.checker if benchmark.checker in (*QUICK, "math") else "number"
         said = example_answer(benchmark, benchmark.few_shot.answer, question)
-        assert check(checker, question.problem.gold, said).correct
+        assert check(benchmark.checker, question.problem.gold, said).correct
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if load_benchmark(name).group != "own"])
+def test_three_examples_can_be_shown_for_every_published_benchmark(name):
+    """As the published study showed to its base models."""
+    assert load_benchmark(name).few_shot.count >= 3
+
+
+def test_a_row_of_another_split_that_cannot_be_read_is_no_example(tmp_path, rng):
+    rows = stored("openbookqa")
+    write(tmp_path / "test.jsonl", rows[:2])
+    good = write(tmp_path / "train.jsonl", rows[2:])
+    expected = open_benchmark("openbookqa", tmp_path).examples
+    broken = [rows[3] | {"answerKey": "Z"}, rows[4] | {"question_stem": ""}]
+    at = int(rng.integers(len(rows)))
+    write(good, [*rows[2:][:at], *broken, *rows[2:][at:]])
+    assert open_benchmark("openbookqa", tmp_path).examples == expected
+    write(good, [rows[2], *broken, *rows[3:6]])
+    with pytest.raises(InputError, match=r"train.jsonl:2: field 'answerKey': expected one of ABCD, found 'Z'"):
+        _ = open_benchmark("openbookqa", tmp_path).examples
 
 
 def test_examples_are_held_out_of_the_questions(tmp_path, rng):
@@ -727,6 +772,8 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, values, message):
         ("a: [\n", "mine.yaml:2: not valid YAML"),
         ("a: " + "[" * 1500, "not valid YAML"),
         ("title: 2026-02-30\n", "not valid YAML"),
+        ('instruction: "Put it in \\boxed{}."\n', r"field instruction: a control character, '\\x08'"),
+        ('few_shot: {rows: [{a: 1}, {a: "$\\frac12$"}]}\n', r"field few_shot.rows.1.a: a control character, '\\x0c'"),
         ('title: "\\ud800"\n', "not valid YAML"),
         ("? [a]\n: b\n", "not valid YAML|expected"),
         ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
@@ -795,7 +842,7 @@ def fenced(language: str) -> list[str]:
     return [part.split("```")[0] for part in HOWTO.read_text(encoding="utf-8").split(f"```{language}\n")[1:]]
 
 
-def test_the_example_of_the_howto_runs(tmp_path, monkeypatch):
+def test_the_example_of_the_howto_runs(tmp_path, monkeypatch, capsys):
     (file,), (rows,) = fenced("yaml"), fenced("json")
     monkeypatch.chdir(tmp_path)
     Path("capitals.yaml").write_text(file)
@@ -806,6 +853,10 @@ def test_the_example_of_the_howto_runs(tmp_path, monkeypatch):
     assert problems[0].prompt == shown.strip() and [problem.gold for problem in problems] == ["A", "C"]
     assert task.few_shot_prompt(problems[1]).count("Answer: \\boxed{") == 1
     assert task.is_correct(problems[1], "The answer is C.") and not task.is_correct(problems[1], "The answer is A.")
+    (code,) = fenced("python")
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert all(line in said for line in ("-> A True", "-> C False", "Which country is Paris the capital of?"))
 
 
 def test_the_howto_names_every_field_and_every_benchmark():

@@ -88,6 +88,27 @@ def test_numbers_letters():
     assert check("number", "many", "5") == Verdict(False, "no number in the gold answer")
 
 
+def test_a_word_behind_a_number_counts_or_is_a_unit(rng):
+    n = int(rng.integers(2, 1000))
+    for word, factor in {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "k": 1000}.items():
+        for answer in (f"{n} {word}", rf"\boxed{{{n} \text{{ {word}}}}}"):
+            assert accepts("number", str(n * factor), answer) and accepts("number", str(n), answer)
+            assert accepts("near_number", str(n * factor), answer)
+            assert not accepts("number", str(n * factor + 1), answer) and not accepts("number", f"{n} %", answer)
+    assert (
+        accepts("number", "25 %", "0.25")
+        and accepts("number", "0.25", r"\boxed{25\%}")
+        and accepts("number", "25", "25%")
+    )
+    assert not accepts("number", "0.25", "2.5 %") and not accepts("number", "5 million", "5 thousand")
+    digits = str(int(rng.integers(10**17, 10**18))) + str(
+        int(rng.integers(10**17, 10**18))
+    )  # more than a Decimal keeps
+    for last in "1", "2":
+        said = f"{digits[:2]}.{digits[2:]}{last} %"
+        assert accepts("number", f"0.{digits}1", said) == (last == "1")
+
+
 def test_labels_in_any_order_and_form(rng):
     words = sorted({"".join(rng.choice(list(string.ascii_lowercase), 4)) for _ in range(6)})
     gold, other = words[:-1], words[-1]
@@ -167,6 +188,27 @@ def test_the_argument_orders_may_disagree_and_gold_to_answer_counts(gold, answer
     there, back = math_verify_says(f"${gold}$", f"${answer}$"), math_verify_says(f"${answer}$", f"${gold}$")
     assert there != back
     assert math(gold, answer) == Verdict(there, note)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("-5", "The answer is −5.", True),
+        ("-5", r"\boxed{–5}", True),
+        ("5", "−5", False),
+        (r"\frac{5}{2}", r"\boxed{2½}", True),
+        ("0.5", "½", True),
+        ("12", r"\boxed{１２}", True),
+        ("1000000", r"\boxed{1\,000\,000}", True),
+        ("p - q", r"\boxed{-q+p}", True),
+        ("p - q", r"\boxed{q-p}", False),
+        (r"\$18.90", r"\boxed{18.9}", True),
+        (r"\$18.90", r"\boxed{\$18.91}", False),
+        ("5", "**5**", True),
+    ],
+)
+def test_mathematics_in_the_signs_that_models_write(gold, answer, same):
+    assert math(gold, answer).correct == same
 
 
 def test_where_there_is_no_mathematics_words_count():

@@ -14,9 +14,10 @@ from distill.tasks import get_task
 from distill.tasks.benchmark import BENCHMARKS, FOLDER, load_benchmark
 from distill.tasks.benchmark_task import open_benchmark
 from distill.tasks.checkers import Verdict, check
-from distill.tasks.metrics import METRICS
+from distill.tasks.metrics import METRICS, mean_f1
 from distill.tasks.problem import Problem
 from distill.tasks.record import LABELS
+from distill.tasks.task import ratio_of_sums
 
 ROWS = Path(__file__).parent / "benchmark_rows"
 
@@ -157,6 +158,61 @@ def test_macro_f1_of_label_sets(rng):
     repeated = {name: np.repeat(column, weights) for name, column in columns.items()}
     assert metric.value(columns, weights) == pytest.approx(metric.value(repeated), abs=1e-12)
     assert math.isnan(metric.value({name: column[:0] for name, column in columns.items()}))
+
+
+@pytest.mark.parametrize("kind", ["label sets", "empty label sets", "one label each", "absent labels"])
+def test_macro_f1_of_many_draws_is_sklearns_of_each(rng, kind):
+    """One draw is all zeros but a row, so that most labels are in no gold and no found set of it."""
+    from sklearn.metrics import f1_score
+
+    n, labels = int(rng.integers(2, 60)), int(rng.integers(1, 7))
+    gold, found = rng.random((2, n, labels)) < rng.random((2, 1, labels))
+    if kind == "empty label sets":
+        empty = rng.random((2, n, 1)) < 0.5
+        gold, found = gold & ~empty[0], found & ~empty[1]
+    elif kind == "one label each":
+        gold, found = (np.arange(labels) == rng.integers(0, labels, (2, n, 1))).astype(bool)
+    elif kind == "absent labels":
+        gold, found = gold & (np.arange(labels) > 0), found & (np.arange(labels) != 1)
+    weights = np.vstack([rng.integers(0, 4, (20, n)), rng.random((3, n)), np.eye(n)[:1], np.ones((1, n))])
+    weights[weights.sum(axis=1) == 0, 0] = 1
+    columns = [np.column_stack([table, np.zeros(n)]).astype(int) for table in (gold, found)]
+    expected = [
+        f1_score(*columns, labels=range(labels), average="macro", zero_division=0, sample_weight=w) for w in weights
+    ]
+    scores = mean_f1(gold, found, weights)
+    assert scores.shape == (len(weights),) and scores == pytest.approx(expected, abs=1e-12)
+    assert mean_f1(gold, found) == pytest.approx(expected[-1], abs=1e-12)
+    assert mean_f1(gold, found, weights[0]) == pytest.approx(expected[0], abs=1e-12)
+    assert np.isnan(mean_f1(gold, found, np.zeros((2, n)))).all()
+
+
+def test_every_metric_takes_many_draws_at_once(rng, graded):
+    problems, answers = graded
+    weights = np.vstack([rng.integers(0, 3, (7, len(problems))), np.zeros((1, len(problems)), int)])
+    for metric in get_task("record").metrics.values():
+        columns = table(metric, problems, answers)
+        each = [metric.value(columns, w) for w in weights]
+        assert metric.value(columns, weights) == pytest.approx(each, nan_ok=True) and math.isnan(each[-1])
+    rules = json.dumps({"instruction_id_list": ["punctuation:no_comma"] * 3, "kwargs": [{}] * 3})
+    problem = Problem("rules", "q", rules, "open")
+    metric = METRICS["instruction_accuracy"]([problem])
+    followed = rng.integers(0, 4, len(problems))
+    rows = [metric.rows(problem, "", Verdict(False, scores={"followed": float(k)})) for k in followed]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    expected = [Fraction(int(w @ followed), int(3 * w.sum())) for w in weights[:-1]]
+    assert metric.value(columns, weights[:-1]) == pytest.approx([float(share) for share in expected])
+    none = METRICS["macro_f1"]([])
+    assert math.isnan(none.value({})) and np.isnan(none.value({}, weights)).all() and len(none.value({}, weights)) == 8
+
+
+def test_a_ratio_of_sums_is_numpys_average(rng):
+    values, counts, weights = rng.normal(size=50), rng.random(50) + 0.1, rng.random((4, 50))
+    expected = [np.average(values / counts, weights=w * counts) for w in weights]
+    assert ratio_of_sums(values, counts, weights) == pytest.approx(expected)
+    assert ratio_of_sums(values, counts, weights[0]) == pytest.approx(expected[0])
+    assert ratio_of_sums(values, counts) == pytest.approx(values.sum() / counts.sum())
+    assert math.isnan(ratio_of_sums([], [])) and math.isnan(ratio_of_sums([1.0], [0.0]))
 
 
 def test_rouge_l_is_of_the_final_answer(rng):

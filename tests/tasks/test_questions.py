@@ -9,11 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.errors import InputError
+from distill.evaluation.gradable import check_gradable
 from distill.settings import validate
 from distill.tasks import get_task
-from distill.tasks.checkers import CHECKERS, QUICK, check
+from distill.tasks.check_pool import check_all
+from distill.tasks.checkers import QUICK, check
 from distill.tasks.questions import BadRow, OwnTask, QuestionFile
 from distill.tasks.task import split_of
+from distill.traces.asked import open_tasks
+from distill.traces.settings import GenerateSettings
 
 
 def write_jsonl(path: Path, rows: list) -> Path:
@@ -194,7 +198,7 @@ def test_settings_that_make_no_sense(tmp_path):
     path = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a"}])
     for fields, message in (
         ({"checker": "exacd", "answer": "gold"}, "unknown checker of questions 'exacd': did you mean 'exact'"),
-        ({"checker": "math", "answer": "gold"}, "field .*math needs processes of its own; run `distill traces verify`"),
+        ({"checker": "ifeval", "answer": "gold"}, "unknown checker of questions 'ifeval'"),
         ({"checker": "exact"}, "checker exact needs the field of the gold answer"),
         ({"promt": "x"}, "field promt: no such field; did you mean prompt"),
         ({"answer_format": "essay"}, "field answer_format"),
@@ -202,7 +206,6 @@ def test_settings_that_make_no_sense(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             question_file(path, **fields)
-    assert "math" in CHECKERS
     for name, message in (
         ("add", "the name is taken"),
         ("gsm8k", "taken"),
@@ -214,6 +217,24 @@ def test_settings_that_make_no_sense(tmp_path):
     task = get_task("mine", question_file(path))
     with pytest.raises(InputError, match="task mine: has no worked solutions"):
         task.solve(task.problems("all", 1, 0)[0])
+
+
+def test_formulas_are_checked_in_processes_of_their_own(tmp_path, rng):
+    a, b = (int(n) for n in rng.integers(2, 90, 2))
+    path = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a", "gold": rf"\frac{{{a}}}{{{b}}} + x"}])
+    task = OwnTask("mine", question_file(path, answer="gold", checker="math"))
+    check_gradable(task)
+    (problem,) = task.problems("all", None, 0)
+    answers = [rf"It is $x + \frac{{{2 * a}}}{{{2 * b}}}$.", rf"\boxed{{x + {a}/{b + 1}}}", "9**9**9**9"]
+    found = {}
+    check_all(task.checker, ((problem.gold, answer) for answer in answers), found.__setitem__, processes=1)
+    assert [found[i].correct for i in range(3)] == [True, False, False]
+    assert task.metrics.keys() == {"accuracy"} and task.is_correct is None
+    settings = GenerateSettings(
+        tasks={"mine": None}, data={"mine": {"path": path, "answer": "gold", "checker": "math"}}
+    )
+    with pytest.raises(InputError, match="task mine: checker math needs processes of its own; leave it out, and run"):
+        open_tasks(settings)
 
 
 def test_the_revision_is_of_what_was_read(tmp_path):
@@ -252,6 +273,10 @@ def test_only_the_columns_that_are_asked_for_are_read(tmp_path, rng):
         OwnTask("mine", question_file(path, prompt="other"))
 
 
+def unreachable():
+    raise ConnectionError("out of reach")
+
+
 def test_hub_ids(monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
@@ -267,10 +292,23 @@ def test_hub_ids(monkeypatch):
     assert asked == [("a/b", None), ("a/b", "main"), ("a/b", "main"), ("a/b", None)]
     with pytest.raises(InputError, match="a/b::dev: expected a split named 'dev', found train, test"):
         OwnTask("mine", question_file("a/b::dev"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: unreachable())
+    with pytest.raises(InputError, match=r"aime25.* \(out of reach\); --data aime=PATH takes rows that you have$"):
+        get_task("aime")
+    with pytest.raises(InputError, match=r"main.* \(out of reach\); --data gsm8k\.yaml=PATH takes"):
+        get_task("gsm8k.yaml")
+    with pytest.raises(InputError, match=r"a/b.* \(out of reach\)$"):
+        get_task("aime", Path("a/b"))
     for name in ("a/b:c:d:e", "a", "a/b.jsonl", "a/b/c:train"):
         with pytest.raises(InputError, match="no such file"):
             OwnTask("mine", question_file(name))
     assert len(asked) == 5
+
+
+def test_a_folder_without_data(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="no data in this folder; expected JSON lines, Parquet"):
+        OwnTask("mine", question_file(tmp_path))
 
 
 def test_a_folder_as_on_the_hub(tmp_path, monkeypatch):
@@ -284,3 +322,12 @@ def test_a_folder_as_on_the_hub(tmp_path, monkeypatch):
         )
     task = OwnTask("mine", question_file(tmp_path / "mine"))
     assert prompts(task) == [f"train 0 {i}" for i in range(3)] + [f"train 1 {i}" for i in range(2)]
+
+
+def test_a_file_given_as_a_task_and_more_questions_than_there_are(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "q"}])
+    with pytest.raises(InputError, match=r"a file of questions of your own; expected --data .*q\.jsonl"):
+        get_task(str(path))
+    task = OwnTask("mine", question_file(path))
+    with pytest.raises(InputError, match="task mine: 9 problems asked for, but there are only 1"):
+        task.problems("all", 9, 0)

@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,7 +22,15 @@ class Upstream:
         self._proxy, self._content = proxy, content
 
     def fetch(self) -> bytes:
-        reply = self._get()
+        # Counted here and not until all is sent: who sees an error in a reply does not wait for the rest of it.
+        with self._proxy.lock:
+            self._proxy.in_flight += 1
+            self._proxy.most_in_flight = max(self._proxy.most_in_flight, self._proxy.in_flight)
+        try:
+            reply = self._get()
+        finally:
+            with self._proxy.lock:
+                self._proxy.in_flight -= 1
         body = json.loads(self._content)
         with self._proxy.lock:
             self._proxy.replies.append((body, reply.status_code, reply.content))
@@ -38,6 +46,77 @@ def send(handler: BaseHTTPRequestHandler, status: int, content: bytes, length: i
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
     handler.wfile.write(content)
+
+
+def events(content: bytes) -> list[bytes]:
+    """The events of an event stream; a whole reply becomes one, with a character in every part."""
+    if not content.startswith(b"{"):
+        return [event + b"\n\n" for event in content.split(b"\n\n") if event]
+    reply = json.loads(content)
+    choice, usage = reply["choices"][0], reply.get("usage")
+    message, ids = choice["message"], choice.get("token_ids", [])
+    deltas = [{name: c} for name in ("reasoning", "content") for c in message.get(name) or ""]
+    parts = [{"delta": delta, "token_ids": ids[n : n + 1]} for n, delta in enumerate(deltas)]
+    parts.append({"delta": {}, "token_ids": ids[len(deltas) :], "finish_reason": choice["finish_reason"]})
+    if "token_ids" not in choice:
+        parts = [{name: value for name, value in part.items() if name != "token_ids"} for part in parts]
+    values = [*({"choices": [part]} for part in parts), {"choices": [], "usage": usage}]
+    return [f"data: {json.dumps(value)}\n\n".encode() for value in values] + [b"data: [DONE]\n\n"]
+
+
+def token_ids(content: bytes) -> list[int]:
+    """All ids in what a real server replied, whole or streamed."""
+    values = [json.loads(line[6:]) for line in content.split(b"\n") if line.startswith(b"data: {")]
+    choices = [choice for value in values or [json.loads(content)] for choice in value["choices"]]
+    return [token for choice in choices for token in choice.get("token_ids", [])]
+
+
+def send_stream(handler: BaseHTTPRequestHandler, pieces: Iterable[bytes], pause_s: float = 0.0) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/event-stream")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for piece in pieces:
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        time.sleep(pause_s)
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def streamed(handler, upstream):
+    send_stream(handler, events(upstream.fetch()))
+
+
+def slowly_streamed(handler, upstream):
+    """In pieces that end anywhere."""
+    content = b"".join(events(upstream.fetch()))
+    step = len(content) // 20 + 1
+    send_stream(handler, (content[at : at + step] for at in range(0, len(content), step)), 0.01)
+
+
+def begun(content: bytes) -> list[bytes]:
+    """Half of the events of an answer, none of which ends it: a short answer may come in one with its end."""
+    parts = events(content)
+    end = next(i for i, part in enumerate(parts) if re.search(rb'"finish_reason": ?"', part))
+    return parts[: min(len(parts) // 2, end)]
+
+
+def half_a_stream(handler, upstream):
+    send_stream(handler, begun(upstream.fetch()))
+
+
+def an_error_in_the_stream(handler, upstream):
+    send_stream(handler, [*begun(upstream.fetch()), b'data: {"error": {"message": "worker lost", "code": 500}}\n\n'])
+
+
+def silent_in_the_stream(handler, upstream):
+    """What has come so far is passed on, and then nothing."""
+    parts = begun(upstream.fetch())
+
+    def pieces():
+        yield from parts
+        time.sleep(10)
+
+    send_stream(handler, pieces())
 
 
 def passed_on(handler, upstream):
@@ -72,7 +151,7 @@ def too_long_a_length(handler, upstream):
 
 
 def malformed(handler, upstream):
-    send(handler, 200, upstream.fetch()[:-1] + b",]")
+    send(handler, 200, re.sub(rb'"choices"', b'"choices"]', upstream.fetch(), count=1))
 
 
 def not_utf8(handler, upstream):
@@ -136,9 +215,10 @@ def bad_request(handler, upstream):
     send(handler, 400, b'{"error": {"message": "too long", "code": 400}}')
 
 
+HARMLESS_IN_A_STREAM = (too_short_a_length, too_long_a_length)  # which says itself where it ends
 PASSING = (
-    *(dropped, dropped_when_done, half, too_short_a_length, too_long_a_length, malformed, not_utf8, no_choices),
-    *(busy, overloaded, broken),
+    *(*HARMLESS_IN_A_STREAM, dropped, dropped_when_done, half, malformed, not_utf8, no_choices),
+    *(half_a_stream, an_error_in_the_stream, busy, overloaded, broken),
 )
 
 Fault = Callable[[BaseHTTPRequestHandler, Upstream], None]
@@ -152,8 +232,7 @@ class FaultyProxy:
         self.fault: Callable[[int, dict[str, Any]], Fault] = lambda n, body: passed_on
         self.requests: list[dict[str, Any]] = []
         self.replies: list[tuple[dict[str, Any], int, bytes]] = []  # (body, status, content) of the real server
-        self.keys: set[str] = set()
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = 0  # at the real server
         self.lock = threading.Lock()
         self.url = ""
 
@@ -182,15 +261,10 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             with proxy.lock:
                 fault = proxy.fault(len(proxy.requests), body)
                 proxy.requests.append(body)
-                proxy.in_flight += 1
-                proxy.most_in_flight = max(proxy.most_in_flight, proxy.in_flight)
             try:
                 fault(self, upstream)
             except (ConnectionError, TimeoutError):
                 self.close_connection = True
-            finally:
-                with proxy.lock:
-                    proxy.in_flight -= 1
 
         def _key(self) -> dict[str, str]:
             return {"Authorization": self.headers.get("Authorization", "")}

@@ -181,7 +181,7 @@ def test_a_file_of_questions_accounts_for_every_row(tmp_path, scripted, question
     teacher = scripted(lambda q: replace_answer(teacher.answer_to(q), q.problem.gold if q.mode == "ift" else "no"))
     data = QuestionFile(path=file, prompt="q", answer="a", checker="number", skip_bad=True)
     made = generate(GenerateSettings(data={"mine": data}, teacher=model()), tmp_path / "t")
-    assert made.summary["questions"] == 23 and made.summary["pairs"] == 20
+    assert made.summary["rows"] == 23 and made.summary["pairs"] == 20
     assert made.summary["rejected"] == {"malformed": 2, "repeated": 1}
     pairs, rejected = read_pairs(tmp_path / "t"), read_rejected(tmp_path / "t")
     assert [(p.problem.prompt, p.problem.gold) for p in pairs] == [(row["q"], str(row["a"])) for row in rows]

@@ -54,7 +54,12 @@ def test_rows_stay_as_they_were_asked(tmp_path, rng):
     assert read_pairs(tmp_path / "d") == [row for i, row in enumerate(left) if i not in now]
     rejected = read_rejected(tmp_path / "d")
     assert [row.place for row in rejected] == sorted(before | {left[i].place for i in now})
-    assert made.summary == {"pairs": 25, "rejected": {"duplicate": 15, "truncated": 20}, "questions": 60}
+    assert made.summary == {
+        "questions": 60,
+        "rows": 60,
+        "pairs": 25,
+        "rejected": {"duplicate": 15, "truncated": 20},
+    }
 
 
 def test_a_damaged_set_is_not_read(tmp_path, rng):

@@ -44,7 +44,7 @@ def test_the_solver_writes_every_problem_twice(tmp_path):
     made = generate(settings, tmp_path / "t")
     assert made.key == content_key("traces", generate_recipe(settings))
     bill = {mode: {"answers": 60, "cost_usd": 0.0} for mode in ("reasoning", "ift")}
-    assert made.summary == {"pairs": 60, "rejected": {}, "questions": 60, "bill": bill}
+    assert made.summary == {"questions": 60, "rows": 60, "pairs": 60, "rejected": {}, "bill": bill}
     assert set(made.files) == {"pairs.parquet", "rejected.parquet"}
     pairs = read_pairs(tmp_path / "t")
     expected = [p for name, n in settings.tasks.items() for p in get_task(name).problems("validation", n, 5)]

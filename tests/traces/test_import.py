@@ -32,10 +32,17 @@ def write_jsonl(path: Path, rows: list) -> Path:
     return path
 
 
+def summary_of(pairs, rejected, rows_read, questions=None):
+    """Of an import; without samples every row that could be read is a question of its own."""
+    rows = pairs + sum(rejected.values())
+    questions = rows - rejected.get("malformed", 0) if questions is None else questions
+    return {"questions": questions, "rows": rows, "pairs": pairs, "rejected": rejected, "rows_read": rows_read}
+
+
 def test_published_layout(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [row(i) for i in range(5)] + [row(5, gold="g")])
     made = import_file(path, "pairs", tmp_path / "t", teacher="someone")
-    assert made.summary == {"pairs": 6, "rejected": {}, "questions": 6, "rows": 6}
+    assert made.summary == summary_of(6, {}, rows_read=6)
     pairs = read_pairs(tmp_path / "t")
     for i, pair in enumerate(pairs):
         assert pair.problem.prompt == f"q{i}" and pair.problem.gold == ("g" if i == 5 else "")
@@ -77,7 +84,7 @@ def test_a_bad_row_ends_the_import_or_is_set_aside(tmp_path, bad, reason, messag
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "t").exists()
     made = import_file(path, "pairs", tmp_path / "t", skip_bad=True)
-    assert made.summary == {"pairs": 2, "rejected": {reason: 1}, "questions": 3, "rows": 3}
+    assert made.summary == summary_of(2, {reason: 1}, rows_read=3)
     (rejected,) = read_rejected(tmp_path / "t")
     assert (rejected.reason, rejected.source) == (reason, "p.jsonl:2") and rejected.detail
 
@@ -110,14 +117,11 @@ def test_what_is_asked_of_the_same_file_is_not_trained_on(tmp_path, layout):
     trained_on = {pair.problem.id for pair in pairs}
     assert not any(problem.id in trained_on for problems in held_out.values() for problem in problems)
     assert {split_of(pair.problem.prompt) for pair in pairs} == {"train"}
-    assert made.summary == {"pairs": len(pairs), "rejected": {"held_out": len(rejected)}, "questions": 300, "rows": 300}
+    assert made.summary == summary_of(len(pairs), {"held_out": len(rejected)}, rows_read=300)
     assert {split_of(row.problem.prompt) for row in rejected} == {"validation", "test"}
     assert all(row.reason == "held_out" and row.source.startswith("questions.jsonl:") for row in rejected)
     everything = import_file(path, layout, tmp_path / "all", splits="all")
-    assert (
-        everything.summary == {"pairs": 300, "rejected": {}, "questions": 300, "rows": 300}
-        and everything.key != made.key
-    )
+    assert everything.summary == summary_of(300, {}, rows_read=300) and everything.key != made.key
 
 
 def test_splits_of_pairs_are_taken_only_when_asked_for(tmp_path):
@@ -125,7 +129,7 @@ def test_splits_of_pairs_are_taken_only_when_asked_for(tmp_path):
     assert import_file(path, "pairs", tmp_path / "all").summary["pairs"] == 200
     trained = sum(split_of(f"q{i}") == "train" for i in range(200))
     made = import_file(path, "pairs", tmp_path / "train", splits="train")
-    assert made.summary == {"pairs": trained, "rejected": {"held_out": 200 - trained}, "questions": 200, "rows": 200}
+    assert made.summary == summary_of(trained, {"held_out": 200 - trained}, rows_read=200)
     with pytest.raises(InputError, match="unknown splits 'trian': did you mean 'train'"):
         import_file(path, "pairs", tmp_path / "t", splits="trian")
 
@@ -202,7 +206,7 @@ def test_every_line_is_accounted_for(tmp_path_factory, lines):
     path.write_bytes(b"\n".join([json.dumps(row(0)).encode(), *lines]))
     rows = 1 + sum(bool(line.strip()) for line in lines)
     made = import_file(path, "pairs", folder / "t", skip_bad=True)
-    assert made.summary["questions"] == rows
+    assert made.summary["rows"] == made.summary["rows_read"] == rows
     assert len(read_pairs(folder / "t")) + len(read_rejected(folder / "t")) == rows
     try:
         import_file(path, "pairs", folder / "strict")
@@ -215,7 +219,7 @@ def test_every_line_is_accounted_for(tmp_path_factory, lines):
 def test_the_real_files(tmp_path):
     for layout, file, count in (("gsm8k", "test.jsonl", 1319), ("aqua", "dev.json", 254)):
         made = import_file(DATA / layout / file, layout, tmp_path / layout[0], splits="all")
-        assert made.summary == {"pairs": count, "rejected": {}, "questions": count, "rows": count}
+        assert made.summary == summary_of(count, {}, rows_read=count)
     assert all(t.verified for p in read_pairs(tmp_path / "g") for t in (p.reasoning, p.ift))
 
 
@@ -301,7 +305,7 @@ def test_one_answer_a_row(tmp_path, rng, layout, style, suffix):
     written(tmp_path / f"short.{suffix}", [short[i] for i in order])
     long_file, short_file = (tmp_path / f"{name}.{suffix}" for name in ("long", "short"))
     made = import_file(long_file, layout, tmp_path / "two", ift_from=short_file, teacher="t")
-    assert made.summary == {"pairs": len(pairs), "rejected": {}, "questions": len(pairs), "rows": 2 * len(pairs)}
+    assert made.summary == summary_of(len(pairs), {}, rows_read=2 * len(pairs), questions=40)
     assert contents(tmp_path / "two") == pairs
     two = read_pairs(tmp_path / "two")
     assert {trace.teacher for pair in two for trace in (pair.reasoning, pair.ift)} == {"t"}
@@ -317,12 +321,15 @@ def test_one_answer_a_row(tmp_path, rng, layout, style, suffix):
     rng.shuffle(modes)
     written(tmp_path / f"both.{suffix}", modes)
     made = import_file(tmp_path / f"both.{suffix}", layout, tmp_path / "one")
-    assert made.summary == {"pairs": len(pairs), "rejected": {}, "questions": len(pairs), "rows": 2 * len(pairs)}
+    places = {pair.place for pair in read_pairs(tmp_path / "one")}
+    assert made.summary == summary_of(len(pairs), {}, rows_read=2 * len(pairs), questions=len(places))
     assert sorted(contents(tmp_path / "one")) == sorted(pairs)
 
     # one file, the reasoning taken away
     made = import_file(long_file, layout, tmp_path / "stripped", ift_from="stripped", teacher="t")
-    assert made.summary["pairs"] == made.summary["rows"] == len(pairs) and made.summary["ift"] == "reasoning removed"
+    assert (
+        made.summary["pairs"] == made.summary["rows_read"] == len(pairs) and made.summary["ift"] == "reasoning removed"
+    )
     for pair, (prompt, reasoning, answer, _, _) in zip(read_pairs(tmp_path / "stripped"), pairs, strict=True):
         assert (pair.problem.prompt, pair.reasoning.reasoning, pair.reasoning.answer) == (prompt, reasoning, answer)
         assert (pair.ift.reasoning, pair.ift.answer) == ("", answer)
@@ -340,7 +347,7 @@ def test_halves_without_their_other_half_are_set_aside(tmp_path):
     rows = [half("a", "1", "ift"), half("b", "2", "reasoning"), half("a", "3", "reasoning"), half("c", "4", "ift")]
     rows += [half("a", "5", "ift", sample=0), half("d", "6", "ift"), half("e", "7", "reasoning", sample=1)]
     made = import_file(write_jsonl(tmp_path / "one.jsonl", rows), "messages", tmp_path / "one")
-    assert made.summary == {"pairs": 1, "rejected": {"repeated": 1, "unpaired": 4}, "questions": 6, "rows": 7}
+    assert made.summary == summary_of(1, {"repeated": 1, "unpaired": 4}, rows_read=7, questions=6)
     assert contents(tmp_path / "one") == [("a", "since", "3", "1", 0)]
     rejected = read_rejected(tmp_path / "one")
     assert [(row.source, row.reason, row.mode, row.place) for row in rejected] == [
@@ -359,7 +366,7 @@ def test_halves_without_their_other_half_are_set_aside(tmp_path):
         import_file(tmp_path / "long.jsonl", "messages", tmp_path / "two", ift_from=path)
     made = import_file(tmp_path / "long.jsonl", "messages", tmp_path / "two", ift_from=path, skip_bad=True)
     counts = {"malformed": 1, "repeated": 1, "unpaired": 2}
-    assert made.summary == {"pairs": 2, "rejected": counts, "questions": 6, "rows": 8}
+    assert made.summary == summary_of(2, counts, rows_read=8)
     assert contents(tmp_path / "two") == [("a", "since", "1", "6", 0), ("c", "since", "3", "4", 0)]
     assert [(row.source, row.reason, row.place) for row in read_rejected(tmp_path / "two")] == [
         ("long.jsonl:2", "unpaired", 1),
@@ -469,6 +476,6 @@ def test_the_command(tmp_path):
     run = CliRunner().invoke(app, ["traces", "import", str(path), *flags])
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
-    assert (said["pairs"], said["rejected"], said["rows"]) == (3, {"malformed": 1}, 4)
+    assert (said["pairs"], said["rejected"], said["rows_read"]) == (3, {"malformed": 1}, 4)
     assert contents(tmp_path / "t")[1] == ("q1", "since 1", "a1", "a1", 0)
     assert read_pairs(tmp_path / "t")[1].reasoning.teacher == "t"

@@ -59,10 +59,10 @@ def test_merged_shards_are_the_unsharded_run(tmp_path, teacher, questions, rng):
     )
     settings = GenerateSettings(tasks={"add": 20}, data=questions, samples=2, seed=int(rng.integers(99)), teacher=who)
     whole = generate(settings, tmp_path / "whole")
-    assert set(whole.summary["rejected"]) >= {"malformed", "repeated"} and whole.summary["questions"] == 163
+    assert set(whole.summary["rejected"]) >= {"malformed", "repeated"} and whole.summary["rows"] == 163
     of = int(rng.integers(2, 6))
     folders = [tmp_path / f"shard{number}" for number in range(1, of + 1)]
-    sizes = [generate(part(settings, n, of), folder).summary["questions"] for n, folder in enumerate(folders, 1)]
+    sizes = [generate(part(settings, n, of), folder).summary["rows"] for n, folder in enumerate(folders, 1)]
     assert sum(sizes) == 163 and max(sizes) < 163
     assert max(Counter(teacher.asked).values()) == 2  # once in the whole run, once in one of the shards
     for number in range(2):
@@ -134,8 +134,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     generate(part(settings, 2, 2), tmp_path / "of2")
     generate(settings, tmp_path / "whole")
     for names, message in (
-        ("1 3", "shards 2 of 3 are missing"),
-        ("3", "shards 1, 2 of 3 are missing"),
+        ("1 3", "^shard 2 of 3 is missing; expected the folders of --shard 1/3 to"),
+        ("3", "^shards 1, 2 of 3 are missing"),
         ("1 2 3 copy", r"copy: shard 2 of 3, and so is .*2"),
         ("1 seed 3", r"seed: made with other settings than .*1 \(seed 0 -> 1\)"),
         ("1 count 3", r"count: made with other settings .*tasks\.add\.count 30 -> 31"),

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import statistics
 from collections import Counter
 from itertools import pairwise
@@ -16,12 +15,14 @@ from distill import artifact
 from distill.cli import app
 from distill.errors import InputError
 from distill.tasks.problem import Problem
+from distill.traces.generate import generate
+from distill.traces.settings import GenerateSettings
 from distill.traces.stats.columns import Names
 from distill.traces.stats.numbers import histogram, lengths, project, share, wilson
 from distill.traces.stats.page import render, write_page
 from distill.traces.stats.stats import stats
 from distill.traces.stats.text import show_stats
-from distill.traces.store import Rejected, pair_at, write_pairs
+from distill.traces.store import Rejected, pair_at, read_pairs, write_pairs
 from distill.traces.trace import MODES, Pair, Trace
 
 HOSTILE = "</pre><script>document.title='pwned'</script><img src=x onerror=alert(1)> [bold]x[/] \u202e\x07\x00 $x$ `|"
@@ -108,6 +109,26 @@ def same_lengths(found, values):
     assert sum(counts) == len(values) and counts[0] and counts[-1]
 
 
+@pytest.mark.parametrize(
+    ("teachers", "title"),
+    [
+        (["imported", "imported"], "2 imported pairs"),
+        (["Qwen<3>", "imported"], "2 pairs by Qwen&lt;3&gt;, imported"),
+        (["imported, reasoning removed", "imported"], "2 imported pairs"),
+    ],
+)
+def test_the_page_is_called_after_who_wrote_the_answers(tmp_path, teachers, title):
+    """Those that nobody claims are imported ones. Samples are told from questions, and rows that are none from both."""
+    problem, ift = Problem("add", "add 12", "3", "open"), Trace("ift", "", "3", "stop", "imported")
+    reasoning = [Trace("reasoning", "r", "3", "stop", teacher) for teacher in teachers]
+    rows = [Pair(problem, trace, ift, 0, sample) for sample, trace in enumerate(reasoning)]
+    write(tmp_path / "t", [*rows, Rejected("malformed", None, place=9)])
+    found = stats(tmp_path / "t")
+    assert (found["questions"], found["rows"]) == (1, 3)
+    page = render(tmp_path / "t", found)
+    assert title in page and "1 question, 2 samples of each, and 1 row that gave none." in page
+
+
 def test_numbers_are_those_of_counting_pair_by_pair(tmp_path, rng):
     rows = random_rows(rng, 300)
     write(tmp_path / "t", rows)
@@ -115,12 +136,13 @@ def test_numbers_are_those_of_counting_pair_by_pair(tmp_path, rng):
     json.dumps(found, allow_nan=False)
     pairs = [row for row in rows if isinstance(row, Pair)]
     rejected = [row for row in rows if isinstance(row, Rejected)]
-    assert (found["asked"], found["pairs"], found["questions"]) == (len(rows), len(pairs), len({r.place for r in rows}))
+    asked = [row for row in rows if row.problem]
+    assert (found["rows"], found["pairs"], found["questions"]) == (len(rows), len(pairs), len({r.place for r in asked}))
     assert found["distinct_prompts"] == len({p.problem.prompt for p in pairs})
-    asked = Counter(Counter(row.place for row in rows).values())
-    assert found["samples_per_question"] == {str(k): v for k, v in asked.items()}
+    samples = Counter(Counter(row.place for row in asked).values())
+    assert found["samples_per_question"] == {str(k): v for k, v in samples.items()}
     kept = Counter(p.place for p in pairs)
-    expected = Counter(kept[place] for place in {row.place for row in rows})
+    expected = Counter(kept[place] for place in {row.place for row in asked})
     assert found["pairs_per_question"] == {str(k): v for k, v in expected.items()}
     assert found["rejected"]["total"] == len(rejected)
     assert found["rejected"]["by_reason"] == Counter(row.reason for row in rejected)
@@ -293,6 +315,29 @@ def test_a_projection_is_the_mean_and_holds_what_comes(tmp_path, rng):
         stats(tmp_path / "t", projected_questions=0)
 
 
+@pytest.mark.parametrize("gold", ["answer", "shown"])
+def test_given_answers_take_no_tokens_and_leave_the_others_known(tmp_path, teacher, rng, gold):
+    """A teacher that reasons towards labels is asked once a question: what that comes to is what is projected."""
+    n = int(rng.integers(5, 20))
+    questions = [{"prompt": f"question {i} {rng.integers(10**9)}", "answer": "5"} for i in range(n)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    data = {"mine": {"path": tmp_path / "q.jsonl", "answer": "answer"}}
+    prices = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}
+    who = {"url": teacher.url, "model": "fake", "concurrency": 4} | prices
+    generate(GenerateSettings(data=data, gold=gold, teacher=who), tmp_path / "t")
+    found = stats(tmp_path / "t", projected_questions=1000)
+    pairs = read_pairs(tmp_path / "t")
+    assert teacher.requests == n == len(pairs)
+    output = sum(p.reasoning.reasoning_tokens + p.reasoning.answer_tokens for p in pairs)
+    prompt = sum(p.reasoning.prompt_tokens for p in pairs)
+    for name, value in (("output_tokens", output), ("prompt_tokens", prompt), ("pairs", n)):
+        assert found["projection"][name]["value"] == pytest.approx(1000 * value / n)
+    assert found["projection"]["cost_usd"]["value"] == pytest.approx(1000 * (prompt + 10 * output) / 1e6 / n)
+    assert found["modes"]["ift"]["answers"] == found["modes"]["ift"]["truncated"]["of"] == 0
+    assert found["modes"]["reasoning"]["answers"] == n
+    render(tmp_path / "t", found)
+
+
 def test_what_is_not_known_is_none(tmp_path):
     write(tmp_path / "free", [pair(cost_usd=0.0)])
     write(tmp_path / "unknown", [pair()])
@@ -304,7 +349,7 @@ def test_what_is_not_known_is_none(tmp_path):
     assert unknown["projection"]["cost_usd"] is None
     assert unknown["projection"]["pairs"] == {"value": 10.0, "low": None, "high": None}  # one question has no variance
     nothing = stats(tmp_path / "nothing", projected_questions=5)
-    assert (nothing["pairs"], nothing["asked"], nothing["modes"]["reasoning"]["characters"]) == (0, 3, None)
+    assert (nothing["pairs"], nothing["rows"], nothing["modes"]["reasoning"]["characters"]) == (0, 3, None)
     for name in ("free", "unknown", "nothing"):
         found = stats(tmp_path / name, projected_questions=5)
         json.dumps(found, allow_nan=False)
@@ -349,7 +394,7 @@ def test_the_command(tmp_path):
 
     page = tmp_path / "new" / "page.html"
     found = json.loads(run("--json", "--html", str(page), "--project", "10").stdout)
-    assert found == stats(tmp_path / "t", projected_questions=10) and found["schema"] == "distill-trace-stats/1"
+    assert found == stats(tmp_path / "t", projected_questions=10) and found["schema"] == "distill-trace-stats/2"
     written = page.read_bytes()
     assert run("--html", str(page), "--project", "10").exit_code == 0 and page.read_bytes() == written
     assert "10 further questions" in run("--project", "10").stdout
@@ -397,26 +442,12 @@ def test_nothing_that_a_model_wrote_is_markup(tmp_path, rng, capsys):
     assert "\u202e" not in printed and "\x07" not in printed and "\x00" not in printed
 
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-def test_the_page_in_a_browser(tmp_path, rng):
+def test_the_page_in_a_browser(chromium, tmp_path, rng):
     """No request, no message, no script, no sideways scrolling on a phone; readable in light and in dark."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver on the PATH (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     write(tmp_path / "t", hostile_rows(rng))
     write_page(tmp_path / "t", tmp_path / "page.html", stats(tmp_path / "t", projected_questions=1000))
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     address = (tmp_path / "page.html").as_uri()
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with chromium(tmp_path) as browser:
         for width, scheme in ((360, "dark"), (1200, "light")):
             features = [{"name": "prefers-color-scheme", "value": scheme}]
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen", "features": features})
@@ -436,5 +467,3 @@ def test_the_page_in_a_browser(tmp_path, rng):
         requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
         urls = {r["request"]["url"] for r in requests if not r["documentURL"].startswith("chrome")}
         assert {url for url in urls if not url.startswith("data:")} <= {address}
-    finally:
-        browser.quit()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 
 from distill.errors import InputError
 from distill.process import child_environment
-from distill.serve import Endpoint, patience
+from distill.serve import ChatCompletion, Endpoint, patience
 from distill.settings import validate
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
@@ -28,6 +29,7 @@ from distill.traces.store import read_pairs
 from distill.traces.teachers import chat as chat_teacher
 from distill.traces.teachers import vllm as vllm_teacher
 from distill.traces.teachers.endpoint import EndpointTeacher
+from distill.traces.teachers.read_reply import read_reply
 from distill.traces.teachers.settings import EndpointSettings, VllmSettings
 from distill.traces.teachers.teacher import Question
 from distill.traces.teachers.vllm import VllmTeacher
@@ -86,9 +88,10 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
     def fault(n, body):
         text = json.dumps(body)
         if random.random() < 0.35 and spoilt[text] < 5:
-            spoilt[text] += 1
-            return random.choice(faults.PASSING)
-        return faults.passed_on
+            chosen = random.choice(faults.PASSING)
+            spoilt[text] += chosen not in faults.HARMLESS_IN_A_STREAM
+            return chosen
+        return random.choice((faults.passed_on, faults.slowly_streamed))
 
     with faults.faulty_proxy(endpoint.root_url) as proxy:
         proxy.fault = fault
@@ -105,9 +108,9 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
     generated = {}
     for body, status, content in proxy.replies:
         assert status == 200
-        choice = json.loads(content)["choices"][0]
+        assert body["stream"] and content.startswith(b"data: ")
         key = body["messages"][-1]["content"], body["chat_template_kwargs"]["enable_thinking"]
-        generated.setdefault(key, []).append(choice["token_ids"])
+        generated.setdefault(key, []).append(faults.token_ids(content))
     counted = 0
     for question, answer in answers.items():
         trace, found = answer.trace, generated[question.problem.prompt, question.mode == "reasoning"]
@@ -123,9 +126,46 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
     assert counted
 
 
+def test_an_opening_tag_in_the_field_of_the_reasoning_is_no_part_of_it():
+    """vLLM's deepseek_r1 parser streams it when it comes with the token after it, and never otherwise."""
+    reply = ChatCompletion("17", "\nlet me <b>see</b>\n", "stop", token_ids=[1, 9, 9, 2, 9, 3])
+    about = {"teacher": "m", "sampling": {}, "seed": 0}
+    plain = read_reply(reply, "reasoning", (1, 2), about)
+    assert plain.fault is None and plain.trace.reasoning == "let me <b>see</b>"
+    assert read_reply(replace(reply, reasoning="<think>" + reply.reasoning), "reasoning", (1, 2), about) == plain
+    for odd in ("so <think> so", "<think><think>so", "so</think>"):
+        assert read_reply(replace(reply, reasoning=odd), "reasoning", (1, 2), about).fault == "stray_tag"
+
+
+def test_a_streamed_reply_changes_no_byte(tmp_path, proxy, teacher):
+    """The same replies, whole, streamed and in pieces: the same set, of the same key; and no setting says which."""
+    good = teacher.reply
+
+    def reply(body):  # reasoning in a field of its own, too, and answers that are cut off
+        choice = good(body)
+        kind = int.from_bytes(body["messages"][-1]["content"].encode()) % 5
+        if kind == 0:
+            reasoning, _, answer = choice["message"]["content"].rpartition("</think>")
+            field = {"reasoning": reasoning.removeprefix("<think>") or None}
+            choice["message"] = field | {"content": answer + " é\u2028🙂"}
+        return choice | ({"finish_reason": "length"} if kind == 1 else {})
+
+    teacher.reply = reply
+    sets = []
+    for fault in (faults.passed_on, faults.streamed, faults.slowly_streamed):
+        proxy.fault = lambda n, body: fault  # noqa: B023
+        settings = GenerateSettings(tasks={"add": 30}, teacher=EndpointSettings(url=proxy.url, model="fake"))
+        out = tmp_path / fault.__name__
+        generate(settings, out)
+        sets.append({path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"})
+    assert sets[0] == sets[1] == sets[2] and {"pairs.parquet", "rejected.parquet"} <= set(sets[0])
+    assert all(body["stream"] for body in proxy.requests) and len(proxy.requests) == 3 * 60
+
+
 def test_lasting_faults_are_labelled_and_stop_nothing(proxy, monkeypatch):
     monkeypatch.setattr(chat_teacher, "chat_stream", partial(chat_teacher.chat_stream, retries=2))
     monkeypatch.setattr("distill.serve.client.RETRY_AFTER_LIMIT_S", 0.05)
+    monkeypatch.setattr("distill.serve.client.SILENCE_S", 0.7)
     lasting = {
         faults.dropped: ("failed", "disconnected"),
         faults.half: ("failed", "peer closed"),
@@ -140,6 +180,10 @@ def test_lasting_faults_are_labelled_and_stop_nothing(proxy, monkeypatch):
         faults.broken: ("failed", "HTTP 500: oops"),
         faults.dripping: ("failed", "no whole answer within 1.5 s"),
         faults.endless: ("failed", "a reply of more than"),
+        faults.half_a_stream: ("failed", "without a finish reason"),
+        faults.an_error_in_the_stream: ("failed", "the server failed: worker lost"),
+        faults.silent_in_the_stream: ("failed", "silent for 0.7 s within its reply"),
+        faults.streamed: (None, ""),
         faults.bad_request: ("failed", "HTTP 400: too long"),
         faults.refused: ("refused", "I would rather not"),
         faults.filtered: ("refused", "content_filter"),
@@ -432,6 +476,7 @@ def test_a_server_is_started_once_it_is_needed_and_always_stopped(tmp_path, teac
     assert not stub.started
     ask(asked, questions_of("add", 3))
     assert stub.started == [str(one), str(two)] and set(stub.stopped) == {str(one), str(two)}
+    assert not any("stream" in body for body in teacher.bodies)  # nothing stands between, and it costs throughput
     assert not any(log.exists() for log in logs)
     stub.stopped.clear()
     stub.fail = InputError("out of memory")

@@ -24,6 +24,7 @@ from transformers import (
 from distill.errors import InputError
 from distill.evaluation.answer_file import read_answers
 from distill.evaluation.evaluate import evaluate
+from distill.evaluation.server import Serving
 from distill.evaluation.settings import EvaluateSettings, Questions
 from distill.evaluation.subject import load_subject
 from distill.packing.tokenizer import train_tokenizer
@@ -142,7 +143,7 @@ def test_both_served_by_vllm_give_the_greedy_answers_of_transformers(lora_studen
             results = asyncio.run(complete(server.endpoint, prompts, SamplingSettings(max_tokens=24)))
             by_folder[folder] = [result.token_ids for result in results]
             if folder is adapter:
-                evaluate(asked, folder, tmp_path / "vllm", endpoint=lambda: server.endpoint)  # noqa: B023
+                evaluate(asked, folder, tmp_path / "vllm", Serving(lambda: server.endpoint))  # noqa: B023
     base = AutoModelForCausalLM.from_pretrained(tiny_student, dtype=torch.float32).eval()
     plain = [greedy(base, prompt) for prompt in prompts]
     model = PeftModel.from_pretrained(base, adapter).eval()

@@ -68,7 +68,7 @@ def test_rows_are_packed_unless_told_otherwise_and_options_of_the_run_stand_in_y
     (tmp_path / "own.yaml").write_text(
         "student: tiny\nseed: 3\nthreads: 1\ncheckpoint_steps: 7\ncheckpoint_seconds: 5\ntensorboard: false\n"
     )
-    where = ("--traces", traces, "--dry-run")
+    where = ("--traces", traces, "--dry-run", "--json")
     assert distill_train(*where, "--student", "tiny")[0] == 0
     assert distill_train(*where, "--config", tmp_path / "own.yaml", "--checkpoint-steps", 9, "--padded")[0] == 0
     (plain, _, options, ranks), (own, _, own_options, _) = seen
@@ -85,7 +85,7 @@ def test_under_torchrun_one_process_looks_and_counts_for_all(distill_train, trac
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        assert distill_train("--traces", traces, "--dry-run", "--student", "tiny")[0] == 0
+        assert distill_train("--traces", traces, "--dry-run", "--json", "--student", "tiny")[0] == 0
     assert seen == [3]
 
 

@@ -35,14 +35,23 @@ def matched_majority(sampled: list[Answer], other: list[Answer], answer_format: 
         raise InputError("majority at equal cost: the two evaluations are not of the same questions")
     n = min(len(samples) for samples in mine)
     one, matched = _tokens(mine), _tokens(theirs)
-    k = max(1, round(matched / one)) if one else 1
+    k = affordable_votes(one, matched)
     if k > n:
         raise InputError(
             f"majority at equal cost: needs {k} samples of each question, found {n}; evaluate with --samples {k}"
         )
-    votes = [[vote(a, answer_format) for a in samples] for samples in mine]
-    right = [[a.correct for a in samples] for samples in mine]
-    return MatchedMajority(k, majority_at_k(votes, right, k), ids, k * one, matched)
+    return MatchedMajority(k, majority_scores(mine, answer_format, k), ids, k * one, matched)
+
+
+def affordable_votes(one: float, other: float) -> int:
+    """How many answers of `one` tokens each cost as much as one of `other` tokens: the nearest number, at least 1."""
+    return max(1, round(other / one)) if one else 1
+
+
+def majority_scores(questions: list[list[Answer]], answer_format: AnswerFormat, k: int) -> np.ndarray:
+    """float64[questions]: the chance that the majority of k answers is right, given several to each question."""
+    votes = [[vote(a, answer_format) for a in samples] for samples in questions]
+    return majority_at_k(votes, [[a.correct for a in samples] for samples in questions], k)
 
 
 def _tokens(questions: list[list[Answer]]) -> float:

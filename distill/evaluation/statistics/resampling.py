@@ -3,9 +3,10 @@
 All answers to one question are drawn together, and students that were asked the same questions share every draw, so
 what is paired stays paired. For a metric that is a mean over rows the bootstrap's variances and covariances have a
 closed form, that of infinitely many draws (Efron & Tibshirani 1993, chapter 5), and no draw is made. Every other
-metric, such as Macro F1, is computed again on each of RESAMPLES draws.
+metric, such as Macro F1, is computed again on each of RESAMPLES draws, which are weights of rows: many draws at once.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from distill.tasks.task import Columns, Metric
 
 RESAMPLES = 500  # they serve variances, which these give to 6 %: no percentile is read from them
+_HELD = 4_000_000  # numbers held at once
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,27 @@ def resample(metric: Metric, columns: Columns, *, samples: int = 1) -> Sample:
     if scores is not None:
         return of_scores(scores.reshape(questions, samples).mean(axis=1))
     table, kind = distinct_rows(columns)
+    kinds, of_question = kind.max() + 1, kind.reshape(questions, samples)
     rng = np.random.default_rng(questions)  # the same draws for every student that was asked as many questions
     draws = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        weights = np.bincount(rng.integers(questions, size=questions), minlength=questions)
-        drawn = np.bincount(kind, weights=np.repeat(weights, samples))
-        draws[i] = metric.value(table, sample_weight=drawn)
+    for some in batches(RESAMPLES, kinds):
+        drawn = [of_question[rng.integers(questions, size=questions)].ravel() for _ in range(RESAMPLES)[some]]
+        weights = np.stack([np.bincount(one, minlength=kinds) for one in drawn])
+        draws[some] = metric.value(table, sample_weight=weights)
     return Sample(metric.value(columns), questions, (draws - draws.mean()) / np.sqrt(RESAMPLES), None)
+
+
+def batches(draws: int, width: int) -> Iterator[slice]:
+    """Slices of the draws, of so many that a table of them with rows of this width stays small."""
+    step = max(1, _HELD // width)
+    return (slice(start, min(start + step, draws)) for start in range(0, draws, step))
 
 
 def of_scores(scores: np.ndarray) -> Sample:
     """The sample whose value is the mean of scores[questions], such as shares of right answers or pass@k."""
     scores = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: expected numbers, found NaN or infinity")
     return Sample(float(scores.mean()), len(scores), (scores - scores.mean()) / len(scores), scores)
 
 

@@ -8,13 +8,12 @@ seeds does; for arms with three seeds or more `statistics.difference(...).p_valu
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
-from distill.evaluation.statistics.resampling import distinct_rows
+from distill.evaluation.statistics.resampling import batches, distinct_rows
 from distill.tasks.task import Columns, Metric
 
-DRAWS = 9999  # of sign flips, where the sums are too many to list
-RECOMPUTED = 999  # draws on each of which a metric is computed again for every student
+DRAWS = 9999  # of sign flips or swaps, where they are too many to list
 _LISTED = 4_000_000  # sums held at once
 
 
@@ -27,6 +26,8 @@ def sign_flip_test(differences: np.ndarray) -> float:
     Smyth 2010).
     """
     differences = np.round(np.asarray(differences, dtype=np.float64), 12)
+    if not np.isfinite(differences).all():
+        raise ValueError("differences: expected numbers, found NaN or infinity")
     differences = differences[differences != 0]
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
     if not len(sizes):
@@ -65,40 +66,46 @@ def swap_test(metric: Metric, treatment: Sequence[Columns], control: Sequence[Co
     """Two-sided p-value of the difference in a metric that is computed again after every swap, such as Macro F1.
 
     One table a training seed, the same questions in the same order in all of them, `samples` rows a question, those
-    of one question together. All swaps are listed where there are at most RECOMPUTED + 1, else so many are drawn.
+    of one question together. All swaps are listed where there are at most DRAWS + 1, else so many are drawn.
     """
-    seeds = [_Pair(metric, t, c) for t, c in zip(treatment, control, strict=True)]
-    differ = np.any([pair.differ.reshape(-1, samples).any(axis=1) for pair in seeds], axis=0)
-    where = np.flatnonzero(differ)
-    mean = lambda swapped: np.mean([pair.difference(np.repeat(swapped, samples)) for pair in seeds])  # noqa: E731
-    swapped = np.zeros(len(differ), dtype=bool)
-    found = mean(swapped)
-    least = abs(found) * (1 - 1e-9) - 1e-12
-    as_far, exact = 0, 2 ** len(where) <= RECOMPUTED + 1
-    rng = np.random.default_rng(len(differ))
-    for i in range(2 ** len(where) if exact else RECOMPUTED):
-        swapped[where] = (i >> np.arange(len(where))) & 1 if exact else rng.random(len(where)) < 0.5
-        as_far += abs(mean(swapped)) >= least
-    return float(as_far / 2 ** len(where)) if exact else float((as_far + 1) / (RECOMPUTED + 1))
+    seeds = [_Pair(metric, t, c, samples) for t, c in zip(treatment, control, strict=True)]
+    differ = np.flatnonzero(np.any([pair.differ for pair in seeds], axis=0))
+    mean = lambda swapped: np.mean([pair.differences(swapped, differ) for pair in seeds], axis=0)  # noqa: E731
+    least = abs(mean(np.zeros((1, len(differ))))[0]) * (1 - 1e-9) - 1e-12
+    exact = 2 ** len(differ) <= DRAWS + 1
+    draws = 2 ** len(differ) if exact else DRAWS
+    rng = np.random.default_rng(len(seeds[0].differ))
+    as_far = 0
+    for some in batches(draws, max(pair.width for pair in seeds)):
+        numbers = np.arange(draws)[some]
+        swapped = (
+            numbers[:, None] >> np.arange(len(differ)) & 1 if exact else rng.random((len(numbers), len(differ))) < 0.5
+        )
+        as_far += int((np.abs(mean(swapped)) >= least).sum())
+    return as_far / draws if exact else (as_far + 1) / (draws + 1)
 
 
 class _Pair:
     """Two students' rows as distinct rows with weights, so that a swap moves weights and copies nothing."""
 
-    def __init__(self, metric: Metric, treatment: Columns, control: Columns) -> None:
+    def __init__(self, metric: Metric, treatment: Columns, control: Columns, samples: int) -> None:
         both = {name: np.concatenate([treatment[name], control[name]]) for name in treatment}
         self.metric = metric
         self.table, kind = distinct_rows(both)
-        self.treatment, self.control = np.split(kind, 2)
-        self.differ = self.treatment != self.control
+        # counts[questions, kinds] of each student's rows
+        kinds, place = kind.max() + 1, np.arange(len(kind)) // samples
+        counts = sparse.csr_array((np.ones(len(kind)), (place, kind)), shape=(len(kind) // samples, kinds))
+        self.treatment, self.control = counts[: counts.shape[0] // 2], counts[counts.shape[0] // 2 :]
+        self.moved = self.control - self.treatment
+        self.differ = np.asarray(abs(self.moved).sum(axis=1)) > 0  # [questions]
+        self.width = max(counts.shape)
 
-    def difference(self, swapped: np.ndarray) -> float:
-        """Treatment minus control with the rows `swapped` on the other side."""
-        kinds = len(next(iter(self.table.values())))
-        first = np.bincount(np.where(swapped, self.control, self.treatment), minlength=kinds)
-        second = np.bincount(np.where(swapped, self.treatment, self.control), minlength=kinds)
+    def differences(self, swapped: np.ndarray, questions: np.ndarray) -> np.ndarray:
+        """Treatment minus control, [draws], with those of the `questions` on the other side that are 1 in
+        swapped[draws, questions]."""
+        moved = np.asarray(swapped.astype(float) @ self.moved[questions])
         value = lambda weights: self.metric.value(self.table, sample_weight=weights)  # noqa: E731
-        return value(first) - value(second)
+        return value(self.treatment.sum(axis=0) + moved) - value(self.control.sum(axis=0) - moved)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -32,7 +32,7 @@ from distill.tasks.rows import Source, open_source
 from distill.tasks.task import split_of
 from distill.traces.faults import FAULTS, fault_of
 from distill.traces.layouts import names
-from distill.traces.layouts.read import BESIDE, LAYOUTS, TASK, Found, Layout, Reading
+from distill.traces.layouts.read import BESIDE, LAYOUTS, Found, Layout, Reading
 from distill.traces.pairing import Answer, pair_or_rejected
 from distill.traces.store import KIND, Rejected, write_pairs
 from distill.traces.trace import MODES, Mode, Pair
@@ -54,7 +54,7 @@ def import_file(
     system: SystemMessages = "refuse",
     skip_bad: bool = False,
     splits: Splits | None = None,
-    teacher: str = TASK,
+    teacher: str = names.IMPORTED,
 ) -> Artifact:
     """Write the pairs of a file in a layout to the folder `out`. `teacher` names who wrote the answers, if known.
 
@@ -102,9 +102,8 @@ def import_file(
         else:
             rows = importing.of_halves(source)
         summary = write_pairs(space.path, _share_places(_require_one_pair(path, rows)))
-        questions = {"questions": summary["pairs"] + sum(summary["rejected"].values())}
         made_of = {"ift": "reasoning removed"} if str(ift_from) == STRIPPED else {}
-        return space.commit(summary | questions | {"rows": sum(importing.rows.values())} | made_of)
+        return space.commit(summary | {"rows_read": sum(importing.rows.values())} | made_of)
 
 
 def _open(path: Path, how: Layout, reading: Reading, named: Mapping[str, str]) -> Source:
@@ -272,7 +271,7 @@ class _Import:
 
 
 def _stripped(reasoning: Answer) -> Answer:
-    teacher = f"{reasoning.trace.teacher}, reasoning removed"
+    teacher = f"{reasoning.trace.teacher}{names.REASONING_REMOVED}"
     trace = replace(reasoning.trace, mode="ift", reasoning="", teacher=teacher)
     return Answer(trace, fault_of(trace))
 

@@ -16,4 +16,6 @@ ID, MODE, SAMPLE, TASK, ANSWER_FORMAT = "id", "mode", "sample", "task", "answer_
 ROLE, CONTENT, REASONING_CONTENT = "role", "content", "reasoning_content"
 FROM, VALUE = "from", "value"
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+IMPORTED = "imported"  # the teacher's name where nobody says who wrote the answers
+REASONING_REMOVED = ", reasoning removed"  # after a teacher's name, where its answer lost what led to it
 SHAREGPT_ROLES = {USER: "human", ASSISTANT: "gpt", SYSTEM: "system"}  # how that layout calls them

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from distill.errors import InputError
 from distill.tasks import aqua, gsm8k
-from distill.tasks.answers import final_number, option_letter
 from distill.tasks.file_task import Worked
+from distill.tasks.final_number import final_number
+from distill.tasks.letters import option_letter
 from distill.tasks.rows import Row
 from distill.traces.faults import CLOSING, OPENING, split_think
 from distill.traces.layouts import names

@@ -14,8 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distill.errors import InputError
-from distill.tasks.answers import final_answer, final_number, option_letter
+from distill.tasks.answers import final_answer
 from distill.tasks.checkers import labels
+from distill.tasks.final_number import final_number
+from distill.tasks.letters import option_letter
+from distill.traces.bill import GOLD
 from distill.traces.store import PAIRS, REJECTED, iter_columns
 from distill.traces.trace import MODES, Mode
 
@@ -54,6 +57,7 @@ class Side:
     """The traces of one mode, n rows; a row of rejected.parquet may have none."""
 
     there: np.ndarray  # bool
+    given: np.ndarray  # bool: the gold answer, for which nobody was asked
     stopped: np.ndarray  # bool: the teacher ended by itself
     cut_off: np.ndarray  # bool: by the token limit
     reasoning_characters: np.ndarray  # int64
@@ -65,6 +69,11 @@ class Side:
     verified: np.ndarray  # int8: 1, 0 or UNKNOWN
     verdict: np.ndarray  # int32: code of a verdict's kind, or UNKNOWN
 
+    @property
+    def answered(self) -> np.ndarray:
+        """bool[n]: the teacher gave an answer, whole or cut off."""
+        return self.there & ~self.given & (self.stopped | self.cut_off)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -73,7 +82,8 @@ class Rows:
     place: np.ndarray  # int64: of the question
     sample: np.ndarray  # int32
     sides: dict[Mode, Side]
-    columns: dict[str, np.ndarray]  # of pairs: task, answer_format, agree, same_text; of rejected rows: reason, mode
+    # Of pairs: task, answer_format, agree, same_text. Of rejected rows: reason, mode, is_question.
+    columns: dict[str, np.ndarray]
     names: dict[str, Names]
     ids: pa.ChunkedArray | None  # of pairs
 
@@ -89,7 +99,7 @@ def read_columns(path: Path, count: CountTokens | None) -> tuple[Rows, Rows]:
 
 
 def _read(path: Path, name: str, names: dict[str, Names], count: CountTokens | None) -> Rows:
-    own = ("id", "task", "answer_format") if name == PAIRS else ("reason", "mode")
+    own = ("id", "task", "answer_format") if name == PAIRS else ("id", "reason", "mode")
     fields = [f"{mode}.{part}" for mode in MODES for part in _TRACE_FIELDS]
     parts: dict[str, list[np.ndarray]] = {}
     ids: list[pa.Array] = []
@@ -131,7 +141,9 @@ def _batch(
     for mode in MODES:
         for name, values in _side(batch.column(mode), names, count):
             yield f"{mode}.{name}", values
-    if "id" in own:
+    if "reason" in own:
+        yield "is_question", _filled(pc.is_valid(batch.column("id")), False)
+    else:
         same, agree = _agreement(batch)
         yield "same_text", same
         yield "agree", agree
@@ -142,6 +154,7 @@ def _side(
 ) -> Iterator[tuple[str, np.ndarray]]:
     part = {name: pc.struct_field(column, name) for name in _TRACE_FIELDS}
     yield "there", _filled(pc.is_valid(column), False)
+    yield "given", _filled(pc.equal(part["teacher"], GOLD), False)
     yield "stopped", _filled(pc.equal(part["finish_reason"], "stop"), False)
     yield "cut_off", _filled(pc.equal(part["finish_reason"], "length"), False)
     for name in ("reasoning", "answer"):

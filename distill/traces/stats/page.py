@@ -30,6 +30,7 @@ from distill.report.page import render_page
 from distill.report.text import shorten
 from distill.traces.bill import GOLD
 from distill.traces.faults import FAULTS
+from distill.traces.layouts.names import IMPORTED, REASONING_REMOVED
 from distill.traces.stats.text import AMOUNTS, range_text
 from distill.traces.store import KIND, MADE_BY, pair_at
 from distill.traces.trace import MODES, Mode, Pair
@@ -73,13 +74,34 @@ def render(traces: Path, found: dict[str, Any]) -> str:
             [Code(json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False), "Settings", folded=True)],
         ),
     ]
-    teachers = ", ".join(shorten(name, 60) for name in found["teachers"] if name != GOLD) or "nobody"
     return render_page(
-        f"{count(found['pairs'])} pairs by {teachers}",
+        _title(found),
         [section for section in sections if section.blocks],
         kicker=f"{_KICKER} · {found['key']}",
-        lead=f"{count(found['questions'])} questions, asked {count(found['asked'])} times in each mode.",
+        lead=_lead(found),
     )
+
+
+def _title(found: dict[str, Any]) -> str:
+    """`120 pairs by Qwen3-32B`; whoever imported pairs may not have said whose they are."""
+    names = [name for name in found["teachers"] if name != GOLD]
+    if all(name in (IMPORTED, f"{IMPORTED}{REASONING_REMOVED}") for name in names):
+        return f"{count(found['pairs'])} imported pairs" if names else f"{count(found['pairs'])} pairs"
+    return f"{count(found['pairs'])} pairs by {', '.join(shorten(name, 60) for name in names)}"
+
+
+def _lead(found: dict[str, Any]) -> str:
+    samples = [int(n) for n in found["samples_per_question"]]
+    text = _many(found["questions"], "question")
+    if max(samples, default=1) > 1:
+        text += f", {'up to ' if len(samples) > 1 else ''}{max(samples)} samples of each"
+    unread = found["rejected"]["by_reason_and_mode"]
+    rows = sum(unread.get(reason, {}).get("row", 0) for reason in ("malformed", "repeated"))
+    return f"{text}, and {_many(rows, 'row')} that gave none." if rows else f"{text}."
+
+
+def _many(n: int, name: str) -> str:
+    return f"{count(n)} {name}{'' if n == 1 else 's'}"
 
 
 def _overview(found: dict[str, Any]) -> list[Block]:
@@ -122,7 +144,7 @@ def _overview(found: dict[str, Any]) -> list[Block]:
 
 
 def _set_aside(found: dict[str, Any]) -> str:
-    return f"of {count(found['asked'])} asked; {count(found['rejected']['total'])} are set aside."
+    return f"of {count(found['rows'])} rows; {count(found['rejected']['total'])} are set aside."
 
 
 def _with_pair(found: dict[str, Any]) -> int:

@@ -18,11 +18,11 @@ from distill.traces.stats.numbers import CONFIDENCE, exact_sum, lengths, project
 from distill.traces.store import KIND, MADE_BY
 from distill.traces.trace import MODES, Mode
 
-SCHEMA = "distill-trace-stats/1"
+SCHEMA = "distill-trace-stats/2"
 _EXTREMES, _VERDICTS = 5, 20
 _ASSUMPTION = (
     "further questions like those asked so far, put to the same teacher at the same sampling, samples and prices, and "
-    "failing as often; questions that were not asked are left out"
+    "failing as often; questions that were not asked, and rows that are none, are left out"
 )
 
 
@@ -42,9 +42,9 @@ def stats(path: Path, tokenizer: str | None = None, projected_questions: int | N
     return {
         "schema": SCHEMA,
         "key": made.key,
-        "asked": len(pairs) + len(rejected),
-        "pairs": len(pairs),
         **_questions(pairs, rejected),
+        "rows": len(pairs) + len(rejected),
+        "pairs": len(pairs),
         "pairs_by_task": _counts(pairs, "task"),
         "teachers": sorted(pairs.names["teacher"].texts),
         "rejected": {
@@ -66,8 +66,10 @@ def stats(path: Path, tokenizer: str | None = None, projected_questions: int | N
 
 
 def _questions(pairs: Rows, rejected: Rows) -> dict[str, Any]:
-    """How many questions, and how often each was asked and became a pair: {samples: questions}."""
-    questions, asked = np.unique(np.concatenate([pairs.place, rejected.place]), return_counts=True)
+    """How many questions, and how often each was asked and became a pair: {samples: questions}. A row that could not be
+    read, or that repeats another one's question, is none."""
+    places = np.concatenate([pairs.place, rejected.place[rejected.columns["is_question"]]])
+    questions, asked = np.unique(places, return_counts=True)
     kept = np.bincount(np.searchsorted(questions, pairs.place), minlength=len(questions))
     return {
         "questions": len(questions),
@@ -130,7 +132,7 @@ def _mode_stats(mode: Mode, pairs: Rows, rejected: Rows) -> dict[str, Any]:
         np.concatenate([a, b])
         for a, b in (
             (kept.cut_off, unused.cut_off),
-            (kept.stopped | kept.cut_off, unused.stopped | unused.cut_off),
+            (kept.answered, unused.answered),
             (pairs.place, rejected.place),
         )
     )
@@ -221,7 +223,7 @@ def _projection(pairs: Rows, rejected: Rows, n: int) -> dict[str, Any]:
     places = np.concatenate([pairs.place, rejected.place])
     sides = [(pairs.sides[mode], rejected.sides[mode]) for mode in MODES]
     amounts = {"pairs": np.concatenate([np.ones(len(pairs)), np.zeros(len(rejected))])}
-    answered = [np.concatenate([(s.stopped | s.cut_off) & s.there for s in side]) for side in sides]
+    answered = [np.concatenate([s.answered for s in side]) for side in sides]
     for name, parts in {
         "prompt_tokens": ("prompt_tokens",),
         "output_tokens": ("reasoning_tokens", "answer_tokens"),
@@ -232,9 +234,11 @@ def _projection(pairs: Rows, rejected: Rows, n: int) -> dict[str, Any]:
             for part in parts:
                 values = np.concatenate([getattr(s, part) for s in side])
                 values = values if part == "cost_usd" else np.where(values == UNKNOWN, np.nan, values)
-                # An answer of unknown size leaves the sum unknown; a request that failed came to nothing.
+                # An answer of unknown size leaves the sum unknown; a request that failed came to nothing, and so did a
+                # gold answer.
                 amounts[name] += np.where(there, values, np.nan_to_num(values))
-    asked = ~np.isin(places, left_out)
+    is_question = np.concatenate([np.ones(len(pairs), dtype=bool), rejected.columns["is_question"]])
+    asked = is_question & ~np.isin(places, left_out)
     questions, question = np.unique(places[asked], return_inverse=True)
     known = [name for name, values in amounts.items() if len(questions) and not np.isnan(values[asked]).any()]
     found: dict[str, Any] = dict.fromkeys(amounts)

@@ -15,7 +15,7 @@ def show_stats(found: dict[str, Any]) -> None:
     rejected = found["rejected"]
     facts = {
         "questions": found["questions"],
-        **({"samples of them": found["asked"]} if found["asked"] != found["questions"] else {}),
+        **({"rows": found["rows"]} if found["rows"] != found["questions"] else {}),
         "pairs": found["pairs"],
         "rejected": rejected["total"],
         "teachers": ", ".join(shorten(name, 40) for name in found["teachers"]) or DASH,
@@ -89,4 +89,6 @@ def range_text(value: dict[str, Any] | None, name: str) -> str:
     write = usd if name == "cost_usd" else count
     if value is None:
         return DASH
+    if value["low"] is None:  # one question has no variance
+        return write(value["value"])
     return f"{write(value['value'])} [{write(value['low'])}, {write(value['high'])}]"

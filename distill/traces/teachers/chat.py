@@ -70,8 +70,10 @@ class ChatTeacher:
         endpoints: Mapping[Mode, Endpoint],
         questions: Iterable[Question],
         on_answer: Callable[[Question, Answer], None],
+        *,
+        stream: bool = False,
     ) -> None:
-        """Teacher.answer, of these endpoints."""
+        """Teacher.answer, of these endpoints. `stream` is for servers that something may stand before (chat_stream)."""
         questions = iter(questions)
         first = next(questions, None)
         if first is None:
@@ -99,7 +101,11 @@ class ChatTeacher:
 
         try:
             await chat_stream(
-                requests(), on_result, concurrency=self.settings.concurrency, timeout_s=self.settings.timeout_s
+                requests(),
+                on_result,
+                concurrency=self.settings.concurrency,
+                timeout_s=self.settings.timeout_s,
+                stream=stream,
             )
         except ServerGone as error:
             raise InputError(f"{error}; finished answers are kept, run the same command again") from None

@@ -32,7 +32,7 @@ class EndpointTeacher(ChatTeacher):
     async def answer(self, questions: Iterable[Question], on_answer: Callable[[Question, Answer], None]) -> None:
         for endpoint in dict.fromkeys(self.endpoints.values()):
             check_endpoint(endpoint)
-        await self.ask(self.endpoints, questions, on_answer)
+        await self.ask(self.endpoints, questions, on_answer, stream=True)
 
 
 def _key(variable: str) -> str | None:

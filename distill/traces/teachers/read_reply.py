@@ -4,7 +4,7 @@ from typing import Any
 
 from distill.serve.client import ChatCompletion
 from distill.serve.tokens import split_thinking
-from distill.traces.faults import CLOSING, fault_of, split_think
+from distill.traces.faults import CLOSING, OPENING, fault_of, split_think
 from distill.traces.pairing import Answer
 from distill.traces.trace import Mode, Trace
 
@@ -18,17 +18,14 @@ def read_reply(result: ChatCompletion, mode: Mode, think_ids: ThinkIds | None, a
     """
     if result.finish_reason == "error":
         return Answer(Trace(mode, "", "", "error", **about), "failed", _line(result.error or ""))
-    if result.reasoning is not None:
-        reasoning, answer, fault = result.reasoning.strip(), result.content.strip(), None
-    else:
-        reasoning, answer, fault = split_think(result.content)
+    reasoning, answer, fault = parts_of(result)
     reasoning_tokens, answer_tokens = _token_counts(result, think_ids)
     trace = Trace(
         mode=mode,
-        reasoning=_valid(reasoning),
-        answer=_valid(answer),
+        reasoning=valid_text(reasoning),
+        answer=valid_text(answer),
         finish_reason=result.finish_reason,
-        prompt_tokens=_count(result.usage, "prompt_tokens"),
+        prompt_tokens=count_in(result.usage, "prompt_tokens"),
         reasoning_tokens=reasoning_tokens,
         answer_tokens=answer_tokens,
         **about,
@@ -43,22 +40,31 @@ def read_reply(result: ChatCompletion, mode: Mode, think_ids: ThinkIds | None, a
     return Answer(trace, fault, output_tokens=output_tokens)
 
 
-def _valid(text: str) -> str:
+def parts_of(result: ChatCompletion) -> tuple[str, str, str | None]:
+    """(reasoning, answer, fault): from a field of their own, or from between tags."""
+    if result.reasoning is None:
+        return split_think(result.content)
+    # A parser of vLLM's leaves the opening tag in where it streams it together with what follows.
+    return result.reasoning.strip().removeprefix(OPENING).strip(), result.content.strip(), None
+
+
+def valid_text(text: str) -> str:
     """`text` with what cannot be encoded (lone surrogates) replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _line(text: str) -> str:
-    return " ".join(_valid(text).split())[:300]
+    return " ".join(valid_text(text).split())[:300]
 
 
-def _count(usage: Any, name: str) -> int | None:
+def count_in(usage: Any, name: str) -> int | None:
+    """A count of tokens in what a server says it used; None for anything else."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if type(count) is int and 0 <= count < 2**63 else None
 
 
 def _output_tokens(result: ChatCompletion) -> int | None:
-    return _count(result.usage, "completion_tokens") if result.token_ids is None else len(result.token_ids)
+    return count_in(result.usage, "completion_tokens") if result.token_ids is None else len(result.token_ids)
 
 
 def _token_counts(result: ChatCompletion, think_ids: ThinkIds | None) -> tuple[int | None, int | None]:
@@ -67,7 +73,7 @@ def _token_counts(result: ChatCompletion, think_ids: ThinkIds | None) -> tuple[i
         thinking, answer, _ = split_thinking(result.token_ids, *think_ids)
         return len(thinking), len(answer)
     output = _output_tokens(result)
-    reasoning = _count(result.usage.get("completion_tokens_details"), "reasoning_tokens")
+    reasoning = count_in(result.usage.get("completion_tokens_details"), "reasoning_tokens")
     if reasoning is None and not result.reasoning and CLOSING not in result.content:
         reasoning = 0
     if output is None or reasoning is None or reasoning > output:

@@ -1,7 +1,7 @@
 """A teacher that vLLM serves on this machine, started when the first question comes and taken down after the last."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 from pathlib import Path
@@ -21,15 +21,8 @@ WATCH_S = 0.5
 VLLM_MAX_LOGPROBS = 20  # unless it is told otherwise
 # Arguments of vLLM that spread its work or size it: none changes what is answered.
 SCALE_ARGUMENTS = (
-    *(
-        "tensor-parallel-size",
-        "pipeline-parallel-size",
-        "data-parallel-size",
-        "enable-expert-parallel",
-        "tp",
-        "pp",
-        "dp",
-    ),
+    *("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "enable-expert-parallel"),
+    *("tp", "pp", "dp"),
     *("gpu-memory-utilization", "max-num-seqs", "max-num-batched-tokens", "api-server-count", "max-logprobs"),
     *("enforce-eager", "swap-space", "cpu-offload-gb", "distributed-executor-backend", "disable-log-requests"),
 )
@@ -96,7 +89,7 @@ async def _serving(model: str, settings: ServerSettings, log: Path) -> AsyncIter
     log.unlink(missing_ok=True)
 
 
-async def _while_alive(asking: Any, servers: list[Server]) -> None:
+async def _while_alive(asking: Coroutine[Any, Any, None], servers: list[Server]) -> None:
     """Run `asking` to its end. Raises InputError when a server ends before it."""
 
     async def watch() -> None:
