@@ -45,6 +45,7 @@ _NAMES = {
     "power_watts": "power, W",
     "peak_bf16_tflops": "peak, bf16 TFLOP/s",
     "memory_gib": "memory, GiB",
+    "memory_gb_per_s": "memory, GB/s",
 }
 _FORMAT = {"open": "open-ended", "choice": "multiple choice", "labels": "labels", "extraction": "extraction"}
 

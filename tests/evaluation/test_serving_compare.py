@@ -351,7 +351,7 @@ def test_a_student_against_itself_and_its_budgets(trained_server, trained_studen
     assert abs(same["metrics"]["accuracy"]["difference"]["value"]) < 0.1
     assert same["metrics"]["accuracy"]["difference"]["low"] < 0 < same["metrics"]["accuracy"]["difference"]["high"]
     free, cut = (one["contenders"][name]["tokens"]["per_answer"] for name in ("a", "a, budget 3"))
-    assert free["thinking"] > 5 >= cut["thinking"] and limited["token_factor"]["value"] < 0.8
+    assert free["thinking"] > 2 * cut["thinking"] > 0 and limited["token_factor"]["value"] < 0.8
     assert one["contenders"]["a"]["measured"]["server"]["output_tokens"] > 36 * free["output"] * 0.9
 
 

@@ -41,10 +41,11 @@ def profile_page(result: dict[str, Any], *, student: str, kicker: str) -> str:
     sections = []
     for task, found in result["tasks"].items():
         levels = [(level["load"]["name"], level) for level in found["levels"]]
-        blocks: list[Block] = [*_notices([("", levels)], found.get("stopped")), _curves([("", levels)], f"{task}.csv")]
+        blocks: list[Block] = [*_notices([("", levels)], found.get("stopped"))]
+        blocks += [Text(line) for line in _found_lines(found.get("found"))]
+        blocks.append(_curves(_by_shape(levels), f"{task}.csv"))
         blocks += [_tokens_table([("", levels)]), _cost_table([("", levels)], result["price"])]
         blocks += [_latency_table([("", levels)]), *_server_table([("", levels)])]
-        blocks += [Text(line) for line in _found_lines(found.get("found"))]
         sections.append(Section(shorten(task, _NAME), blocks))
     first = next(iter(result["tasks"].values()))
     facts = [_price_facts(result["price"]), _client_facts(first.get("client"))]
@@ -239,6 +240,17 @@ def _per_point(metric: dict[str, Any] | None) -> Cell:
     return Cell(compact(found["value"]), _ends(found, compact) or found["reason"] or "")
 
 
+def _by_shape(levels: Levels) -> list[tuple[str, Levels]]:
+    """Loads that a line may join: those of one shape, from the least to the most."""
+    shapes = {"replay": "a recorded trace", "open": "requests at a rate", "closed": "so many clients"}
+    found = []
+    for kind, name in shapes.items():
+        mine = [one for one in levels if one[1]["load"]["kind"] == kind]
+        size = lambda one: one[1]["load"].get("concurrency") or one[1]["load"].get("rate") or 0  # noqa: E731
+        found += [(name, sorted(mine, key=size))] if mine else []
+    return found
+
+
 def _styles(series: Sequence[tuple[str, Levels]]) -> list[tuple[str, str, str]]:
     """(name, colour, mark); the last of several is the one that the others are held against."""
     styles = [_STYLES[i % len(_STYLES)] for i in range(len(series) - 1)] + [_LAST]
@@ -270,7 +282,7 @@ def _curves(series: Sequence[tuple[str, Levels]], file_name: str) -> Figure:
     for name, levels in series:
         for load, one in levels:
             m = one["measured"]
-            row = {"student": name, "load": load, "answers_per_s": m["answers_per_s"], "output_tokens_per_s": _rate(m)}
+            row = {"curve": name, "load": load, "answers_per_s": m["answers_per_s"], "output_tokens_per_s": _rate(m)}
             for key in ("ttft_s", "tpot_s", "e2e_s"):
                 row |= {f"{key}_{part}": (m[key] or {}).get(part) for part in ("p50", "p90", "p99")}
             data.append(row)
@@ -450,7 +462,8 @@ def _found_lines(found: dict[str, Any] | None) -> list[str]:
         )
         missed = f"; {compact(rate['failed_at'])} do not" if rate["failed_at"] else ""
         lines.append(f"The objective: {kept}{missed}.")
-    return [*lines, *([found["ended"]] if found["ended"] else [])]
+    ended = found["ended"]
+    return [*lines, f"{ended[0].upper()}{ended[1:]}."] if ended else lines
 
 
 def _notices(series: Sequence[tuple[str, Levels]], stopped: str | None = None) -> list[Notice]:
