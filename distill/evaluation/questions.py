@@ -12,7 +12,6 @@ from distill.evaluation.subject import Subject
 from distill.serve.judge import JudgeSettings
 from distill.tasks import get_task
 from distill.tasks.problem import Problem, Split
-from distill.tasks.procedural import ProceduralTask
 from distill.tasks.task import Task
 from distill.traces.trace import Mode
 
@@ -62,9 +61,17 @@ def _problems(task: Task, q: Questions) -> list[Problem]:
 
 
 def up_to(task: Task, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
-    """`count` of a split in the order drawn by `seed`, or as many as there are."""
-    there = count if isinstance(task, ProceduralTask) else len(task.problems(split, None, seed))
-    return task.problems(split, min(count, there), seed) if there else []
+    """`count` of a split in the order drawn by `seed`, or as many as there are: a smaller count gives the beginning of a
+    larger. Empty where a single one cannot be had."""
+    found: list[Problem] = []
+    low, high, wanted = 0, count + 1, count  # low can be had, high cannot
+    while high - low > 1:
+        try:
+            found, low = task.problems(split, wanted, seed), wanted
+        except InputError:
+            high = wanted
+        wanted = (low + high) // 2
+    return found
 
 
 def note_rows_left_out(asked: list[Asked]) -> None:

@@ -87,7 +87,7 @@ class _Study:
         self.test: list[Asked] = ask(self.asked["free"].questions)
         self.validation: list[Asked] = profile_questions(self.load["free"])
         for a in self.test if s.comparators.base is not None else []:
-            examples(a.task, s.comparators.base.few_shot)
+            examples(a.task, a.problems, s.comparators.base.few_shot)
 
     def _evaluation(self, *, tasks: list[str] | None = None, **values: Any) -> EvaluateSettings:
         """How the study's questions, or those of some tasks, are asked; as the preset says but for `values`."""

@@ -10,12 +10,12 @@ from statsmodels.stats.proportion import proportion_confint
 from distill import console
 from distill.errors import InputError
 from distill.evaluation.answers import Answer
-from distill.evaluation.flags import COUNT, questions_of
+from distill.evaluation.flags import questions_of
 from distill.evaluation.grading import grade, summarise
 from distill.evaluation.metric_intervals import metric_intervals
 from distill.evaluation.questions import Asked
 from distill.evaluation.samples_and_budgets import further_grades, headline
-from distill.evaluation.settings import EvaluateSettings
+from distill.evaluation.settings import UP_TO, EvaluateSettings
 from distill.evaluation.table import show_grades, show_lm_eval
 from distill.settings import validate
 from distill.tasks import get_task
@@ -140,11 +140,11 @@ def test_questions_of_the_command_line(rng):
     values = questions_of(counts, ["mine=x.jsonl", "winogrande=rows/"], own, split=None, seed=3)
     found = {q.task: q for q in validate(EvaluateSettings, {"questions": values}, source="s").questions}
     assert {name: q.count for name, q in found.items()} == {
-        "add": COUNT,
+        "add": UP_TO,
         "aime": None,
         "max": number,
         "mine": None,
-        "winogrande": COUNT,
+        "winogrande": UP_TO,
     }
     assert found["mine"].data.answer == "a.b" and found["mine"].split == "all" and found["max"].split == "test"
     assert str(found["winogrande"].data) == "rows" and found["add"].data is None

@@ -24,7 +24,7 @@ from distill.evaluation.answers import Answer, Think
 from distill.evaluation.generate import Output, Sampling
 from distill.evaluation.gradable import check_gradable
 from distill.evaluation.grading import grade
-from distill.evaluation.questions import Asked, Prompts, distinct_problems, positions_needed
+from distill.evaluation.questions import Asked, Prompts, distinct_problems, positions_needed, up_to
 from distill.evaluation.requests import Request
 from distill.evaluation.responses import read_output
 from distill.evaluation.server import Serving
@@ -38,7 +38,6 @@ from distill.serve.load.run import Run
 from distill.serve.server import is_cpu_build
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
-from distill.tasks.task import Task
 from distill.traces.trace import Mode
 
 MOST_PROCESSES = 8  # that send
@@ -54,7 +53,7 @@ def draw_questions(questions: Sequence[Questions], *, least: int, most: int) -> 
     for q in questions:
         task = get_task(q.task, q.data, own)
         check_gradable(task)
-        problems = _up_to(task, q, most)
+        problems = up_to(task, q.split, most, q.seed) or task.problems(q.split, 1, q.seed)  # raises what is wrong
         if len(problems) < least:
             of_split = "" if q.split == "all" else f"{q.split} "
             raise InputError(
@@ -64,22 +63,6 @@ def draw_questions(questions: Sequence[Questions], *, least: int, most: int) -> 
         asked.append(Asked(task, problems))
     distinct_problems(asked)
     return asked
-
-
-def _up_to(task: Task, q: Questions, most: int) -> list[Problem]:
-    """The first `most` of a split or all of it: a smaller count gives the beginning of a larger."""
-    try:
-        return task.problems(q.split, most, q.seed)
-    except InputError:
-        found = task.problems(q.split, 1, q.seed)  # raises where there are none, or no such split
-    low, high = 1, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            found, low = task.problems(q.split, middle, q.seed), middle
-        except InputError:
-            high = middle
-    return found
 
 
 @dataclass(frozen=True)
