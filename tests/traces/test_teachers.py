@@ -84,11 +84,13 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
     monkeypatch.setenv("TEACHER_KEY", endpoint.api_key)
     questions = questions_of("max", 40)
     spoilt = Counter()
+    abandoned = []  # what a reply leaves in its connection is read as the next one's, while that is still on its way
 
     def fault(n, body):
         text = json.dumps(body)
         if random.random() < 0.35 and spoilt[text] < 5:
             chosen = random.choice(faults.PASSING)
+            abandoned.extend([n] if chosen is faults.too_short_a_length else [])
             spoilt[text] += chosen not in faults.HARMLESS_IN_A_STREAM
             return chosen
         return random.choice((faults.passed_on, faults.slowly_streamed))
@@ -99,7 +101,7 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
             proxy.url, model=endpoint.model, api_key_env="TEACHER_KEY", concurrency=8, max_tokens=100
         )
         answers = ask(teacher, questions)
-        assert proxy.most_in_flight <= 8
+        assert proxy.most_in_flight <= 8 + len(abandoned)
     assert spoilt.total() > 5
     assert teacher.retries == len(proxy.requests) - 80 >= spoilt.total()
     assert not [answer.detail for answer in answers.values() if answer.fault == "failed"]

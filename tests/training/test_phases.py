@@ -95,7 +95,8 @@ def test_one_schedule_over_all_phases(traces, shown):
         ({"epochs": 2}, "each of the phases says its own"),
         ({"phases": []}, "field phases: Tuple should have at least 1 item"),
         ({"phases": [{"reasoning": 1.5}]}, "field phases.0.reasoning"),
-        ({"phases": [{"mode": "ift"}]}, "field phases.0.reasoning: needed, but not given"),
+        ({"phases": [{"mode": "ift"}]}, "field phases.0.mode: no such field"),
+        ({"phases": [{}]}, "field phases.0.reasoning: needed, but not given"),
         ({"phases": None, "arm": "phases"}, "unknown arm 'phases'"),
     ],
 )
