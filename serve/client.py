@@ -275,7 +275,9 @@ async def chat_stream(
 
         async def probe() -> RequestFailed | None:
             try:
-                await attempt(client, request.easy(), min(timeout_s, PROBE_LIMIT_S))
+                # A connection of its own: what a spoilt reply left in an old one says nothing of the server.
+                async with clients.open(endpoint) as fresh:
+                    await attempt(fresh, request.easy(), min(timeout_s, PROBE_LIMIT_S))
             except RequestFailed as failure:
                 return failure
             return None
@@ -311,13 +313,13 @@ class _Clients:
     @asynccontextmanager
     async def borrow(self, endpoint: Endpoint) -> AsyncIterator[httpx.AsyncClient]:
         idle = self._idle.setdefault(endpoint, [])
-        client = idle.pop() if idle else await self._opened.enter_async_context(self._open(endpoint))
+        client = idle.pop() if idle else await self._opened.enter_async_context(self.open(endpoint))
         try:
             yield client
         finally:
             idle.append(client)
 
-    def _open(self, endpoint: Endpoint) -> httpx.AsyncClient:
+    def open(self, endpoint: Endpoint) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             headers=endpoint.headers,
             timeout=self._timeout,
