@@ -51,6 +51,36 @@ _who, _how, _grading = (
 # The groups of what `distill serve profile --help` lists.
 _load, _server, _price = (partial(typer.Option, rich_help_panel=title) for title in ("Load", "Server", "Price"))
 
+# What several commands take.
+TraceSetFolder = Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")]
+AskedData = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
+]
+AskedPrompt = Annotated[
+    str | None, typer.Option(help="Field of the question in --data of your own.", show_default="prompt")
+]
+AskedAnswer = Annotated[str | None, typer.Option(help="Field of the gold answer in it.")]
+AskedChecker = Annotated[
+    str | None,
+    typer.Option(help="Its grader: exact, normalised, number, near_number, choice, labels, squad or math."),
+]
+AskedFormat = Annotated[str | None, typer.Option(help="open, choice, labels or extraction.", show_default="open")]
+AskedThink = Annotated[
+    str,
+    typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
+]
+AskedMaxTokens = Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")]
+AskedTemperature = Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")]
+AskedSeed = Annotated[int, typer.Option(help="Of the choice of questions, of sampling and of arrivals.")]
+WarmupRequests = Annotated[int, _load(help="Sent before and left out.")]
+EndpointKey = Annotated[str, _server(help="Environment variable that holds the key for --endpoint.")]
+HardwareRow = Annotated[str | None, _price(help="Row of hardware.yaml; without one nothing is priced.")]
+AnswersPerMonth = Annotated[float | None, _price(help="Over which training and teacher are shared.")]
+Months = Annotated[float | None, _price(help="Of use.", show_default="1")]
+BenchOut = Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")]
+ModelThreads = Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 traces_app = typer.Typer(no_args_is_help=True, help="Paired traces: each question answered with and without reasoning.")
 serve_app = typer.Typer(no_args_is_help=True, help="A student behind vLLM, under load.")
@@ -254,7 +284,7 @@ def traces_import(
 
 @traces_app.command("stats")
 def traces_stats(
-    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    traces: TraceSetFolder,
     tokenizer: Annotated[
         str | None, typer.Option(help="A folder or Hub id: count its tokens, not those the teacher counted.")
     ] = None,
@@ -282,7 +312,7 @@ def traces_stats(
 
 @traces_app.command("export")
 def traces_export(
-    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    traces: TraceSetFolder,
     layout: Annotated[
         str, typer.Option(help="pairs, prompt-completion, messages, sharegpt, gsm8k, aqua, or hub: a folder to upload.")
     ],
@@ -741,31 +771,18 @@ def serve_profile(
     student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.profile if not given.")] = None,
     tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")] = "",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Field of the question in --data of your own.", show_default="prompt")
-    ] = None,
-    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
-    checker: Annotated[
-        str | None,
-        typer.Option(help="Its grader: exact, normalised, number, near_number, choice, labels, squad or math."),
-    ] = None,
-    answer_format: Annotated[
-        str | None, typer.Option(help="open, choice, labels or extraction.", show_default="open")
-    ] = None,
+    data: AskedData = None,
+    prompt: AskedPrompt = None,
+    answer: AskedAnswer = None,
+    checker: AskedChecker = None,
+    answer_format: AskedFormat = None,
     mode: Annotated[
         str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
     ] = None,
-    think: Annotated[
-        str,
-        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
-    ] = "free",
-    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions, of sampling and of arrivals.")] = 0,
+    think: AskedThink = "free",
+    max_tokens: AskedMaxTokens = 512,
+    temperature: AskedTemperature = 0.0,
+    seed: AskedSeed = 0,
     concurrency: Annotated[
         str | None, _load(help="Clients that wait for their answers, one load each: 1,8,32.", show_default="1,8,32")
     ] = None,
@@ -784,7 +801,7 @@ def serve_profile(
         str | None, _load(help="Limits of ttft, ttfat, tpot and e2e that an answer meets: ttft:500ms,tpot:50ms.")
     ] = None,
     requests: Annotated[int, _load(help="Measured under each load, for each task.")] = 64,
-    warmup_requests: Annotated[int, _load(help="Sent before and left out.")] = 4,
+    warmup_requests: WarmupRequests = 4,
     processes: Annotated[
         int | None, _load(help="That send.", show_default="one for every four cores, at least one and at most 8")
     ] = None,
@@ -793,15 +810,13 @@ def serve_profile(
         str | None, _server(help="URL, with its /v1, of a vLLM server of the student that is there already.")
     ] = None,
     model: Annotated[str | None, _server(help="The student's name at --endpoint.")] = None,
-    api_key_env: Annotated[
-        str, _server(help="Environment variable that holds the key for --endpoint.")
-    ] = "OPENAI_API_KEY",
+    api_key_env: EndpointKey = "OPENAI_API_KEY",
     threads: Annotated[int | None, _server(help="CPU threads of the server.")] = None,
     port: Annotated[int | None, _server(help="Of the server, on loopback; a free one if not given.")] = None,
-    hardware: Annotated[str | None, _price(help="Row of hardware.yaml; without one nothing is priced.")] = None,
+    hardware: HardwareRow = None,
     devices: Annotated[int | None, _price(help="Devices that serve, replicas included.", show_default="1")] = None,
-    answers_per_month: Annotated[float | None, _price(help="Over which training and teacher are shared.")] = None,
-    months: Annotated[float | None, _price(help="Of use.", show_default="1")] = None,
+    answers_per_month: AnswersPerMonth = None,
+    months: Months = None,
     traces: Annotated[Path | None, _price(help="The student's trace set, whose teacher is paid for.")] = None,
     fixed_usd: Annotated[
         float | None, _price(help="Paid besides training and that teacher: tuning runs, people.", show_default="0")
@@ -854,38 +869,25 @@ def serve_compare(
     b: Annotated[str, typer.Argument(help="The one that it is held against.")],
     out: Out,
     tasks: Annotated[str, typer.Option(help="Whose questions both answer: add,max.")] = "",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=PATH: a task's rows, or questions of your own under a new name. May be repeated."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Field of the question in --data of your own.", show_default="prompt")
-    ] = None,
-    answer: Annotated[str | None, typer.Option(help="Field of the gold answer in it.")] = None,
-    checker: Annotated[
-        str | None,
-        typer.Option(help="Its grader: exact, normalised, number, near_number, choice, labels, squad or math."),
-    ] = None,
-    answer_format: Annotated[
-        str | None, typer.Option(help="open, choice, labels or extraction.", show_default="open")
-    ] = None,
+    data: AskedData = None,
+    prompt: AskedPrompt = None,
+    answer: AskedAnswer = None,
+    checker: AskedChecker = None,
+    answer_format: AskedFormat = None,
     mode: Annotated[
         str | None, typer.Option(help="reasoning or ift, for students trained with --mode-signal prompt.")
     ] = None,
-    think: Annotated[
-        str,
-        typer.Option(help="on: in a think block opened for the student; off: after an empty one; free: as trained."),
-    ] = "free",
+    think: AskedThink = "free",
     thinking_budget: Annotated[
         str | None, typer.Option(help="Most tokens of thinking of A, several each a point more: 64,256,none.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Generation limit: an answer that hits it is wrong.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions, of sampling and of arrivals.")] = 0,
+    max_tokens: AskedMaxTokens = 512,
+    temperature: AskedTemperature = 0.0,
+    seed: AskedSeed = 0,
     concurrency: Annotated[str, _load(help="Clients that wait for their answers, one load each.")] = "1,8,32",
     rounds: Annotated[int, _load(help="In which each student has its turn at each load; 3 for their interval.")] = 4,
     requests: Annotated[int, _load(help="Measured of each student under each load in each round, for each task.")] = 64,
-    warmup_requests: Annotated[int, _load(help="Sent before and left out.")] = 4,
+    warmup_requests: WarmupRequests = 4,
     objective: Annotated[
         str | None,
         _load(help="Also at the highest rate that keeps it, limits of ttft, ttfat, tpot, e2e: ttft:500ms,tpot:50ms."),
@@ -895,14 +897,12 @@ def serve_compare(
         list[str] | None,
         _server(help="URL#MODEL of a vLLM server that is there already, URL with its /v1; twice, of A and of B."),
     ] = None,
-    api_key_env: Annotated[
-        str, _server(help="Environment variable that holds the key for --endpoint.")
-    ] = "OPENAI_API_KEY",
+    api_key_env: EndpointKey = "OPENAI_API_KEY",
     threads: Annotated[int | None, _server(help="CPU threads of each server.")] = None,
-    hardware: Annotated[str | None, _price(help="Row of hardware.yaml; without one nothing is priced.")] = None,
+    hardware: HardwareRow = None,
     devices: Annotated[int | None, _price(help="Devices that serve each, replicas included.", show_default="1")] = None,
-    answers_per_month: Annotated[float | None, _price(help="Over which training and teacher are shared.")] = None,
-    months: Annotated[float | None, _price(help="Of use.", show_default="1")] = None,
+    answers_per_month: AnswersPerMonth = None,
+    months: Months = None,
     traces: Annotated[Path | None, _price(help="The students' trace set, whose teacher is paid for.")] = None,
     fixed_usd: Annotated[
         str | None, _price(help="Paid besides for A and for B: tuning runs, people: 120,40.", show_default="0,0")
@@ -993,7 +993,7 @@ def bench_training(
     memory: Annotated[
         bool, typer.Option("--memory", help="Measure instead what a step takes at 4k, 16k and 64k tokens.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """Our trainer beside TRL's SFTTrainer: the same model, data and tokens a step, in one interleaved run.
@@ -1025,7 +1025,7 @@ def bench_packing(
     row_tokens: Annotated[str, typer.Option(help="Tokens of a packed row, several sizes.")] = "8192,32768,131072",
     data: Annotated[str, typer.Option(help="What is tokenized: synthetic, gsm8k:PATH or aqua:PATH.")] = "synthetic",
     rounds: Annotated[int, typer.Option(help="Turns of rendering and of the tokenizer alone.")] = 7,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """Plans of a million documents, their balance over ranks, and rendering beside the tokenizer alone.
@@ -1055,7 +1055,7 @@ def bench_kernels(
     targets: Annotated[
         str, typer.Option(help="What to compile for: also sm_89, sm_120 and gfx942.")
     ] = "sm_80,sm_90,sm_100",
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """The kernels on this CPU beside torch's own, or compiled for GPUs: registers, spills, shared memory.
@@ -1127,9 +1127,9 @@ def bench_traces(
     sequences: Annotated[int, typer.Option(help="That vLLM generates side by side.")] = 64,
     concurrency: Annotated[int, typer.Option(help="Requests of ours in flight.")] = 128,
     rounds: Annotated[int, typer.Option(help="Turns that each of the two takes.")] = 7,
-    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
+    threads: ModelThreads = None,
     kv_cache_gib: Annotated[int, typer.Option(help="Of each of the two.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """Tokens/s of generating traces through our teacher, beside vLLM's own offline generation.
@@ -1152,12 +1152,12 @@ def bench_evaluation(
     questions: Annotated[int, typer.Option(help="Of a turn.")] = 384,
     tokens: Annotated[int, typer.Option(help="Of the longest answer.")] = 192,
     rounds: Annotated[int, typer.Option(help="Turns that each of them takes.")] = 5,
-    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
+    threads: ModelThreads = None,
     checkers: Annotated[str, typer.Option(help="Whose answers are graded.")] = "choice,number,ifeval,math",
     answers: Annotated[int, typer.Option(help="Graded by each checker.")] = 10_000,
     grading_rounds: Annotated[int, typer.Option(help="How often they are graded.")] = 3,
     workers: Annotated[int | None, typer.Option(help="Of the slow checkers; one a core if not given.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """Evaluation's generation beside vLLM's own, what an interruption costs, and how fast answers are graded.
@@ -1183,8 +1183,8 @@ def bench_serving(
     tokens: Annotated[int, typer.Option(help="Of every answer.")] = 64,
     seconds: Annotated[float, typer.Option(help="That a turn takes, about.")] = 2.1,
     rounds: Annotated[int, typer.Option(help="Turns that each of them takes.")] = 9,
-    threads: Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    threads: ModelThreads = None,
+    out: BenchOut = None,
     json: Json = False,
 ) -> None:
     """Our load beside vLLM's benchmark client on one server, and what measuring costs that server.
@@ -1203,7 +1203,7 @@ def bench_serving(
 
 @bench_app.command("gap")
 def bench_gap(
-    traces: Annotated[Path, typer.Argument(help="A folder made by `distill traces generate` or `import`.")],
+    traces: TraceSetFolder,
     ift: Annotated[Path | None, typer.Option(help="A student trained on IFT; without it both are trained.")] = None,
     reasoning: Annotated[Path | None, typer.Option(help="Its twin, trained on reasoning.")] = None,
     student: Annotated[str | None, typer.Option(help="What is trained: tiny, small, a folder or a Hub id.")] = None,
@@ -1216,7 +1216,7 @@ def bench_gap(
     rounds: Annotated[int, typer.Option(help="Turns that each student takes at each level.")] = 3,
     max_tokens: Annotated[int, typer.Option(help="Generation limit.")] = 512,
     threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")] = None,
+    out: BenchOut = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with where the cost comes from to this file.")] = None,
     json: Json = False,
 ) -> None:
