@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError
+from distill.bench.child import Child
 from distill.serve import ServerSettings
 from distill.serve.server import server_environment, vllm_command
 
@@ -16,7 +15,6 @@ SHAPES = {  # random weights, Qwen2 layout; about 0.1M and 26M parameters
     "large": dict(num_hidden_layers=8, hidden_size=512, num_attention_heads=8, intermediate_size=1376),
 }
 _VOCABULARY = 512
-_LOG_LINES = 5
 
 
 class Offline:
@@ -24,52 +22,37 @@ class Offline:
     manager: entering waits until the model, a folder or a Hub id, is there. Raises InputError when it ends before."""
 
     def __init__(self, model: str | Path, settings: ServerSettings, folder: Path):
-        self.log = folder / "offline.log"
         command = vllm_command(str(model), str(model), 0, settings)[3:]
         for name in ("--host", "--port", "--served-model-name"):
             at = command.index(name)
             del command[at : at + 2]
         command.remove("--disable-uvicorn-access-log")
         child = [sys.executable, "-m", "distill.bench.offline_child", *command]
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "distill.serve.keeper", str(os.getpid()), *child],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=server_environment(settings, "none", offline=Path(model).is_dir()),
-                start_new_session=True,
-                text=True,
-            )
+        self._child = Child(
+            "vLLM's offline generation",
+            [sys.executable, "-m", "distill.serve.keeper", str(os.getpid()), *child],
+            folder / "offline.log",
+            server_environment(settings, "none", offline=Path(model).is_dir()),
+            start_new_session=True,
+        )
 
     def __enter__(self) -> "Offline":
         try:
-            self._report()
+            self._child.report()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._child.process.terminate()
+        self._child.close()
 
     def turn(self, requests: list[dict[str, Any]]) -> tuple[float, int]:
         """(seconds, output tokens) of generating them all. A request is `prompt_token_ids`, or `messages` and
         `chat_template_kwargs`, and the fields of SamplingParams that are not at their defaults."""
-        self._process.stdin.write(json.dumps(requests) + "\n")
-        self._process.stdin.flush()
-        report = self._report()
+        report = self._child.ask(json.dumps(requests))
         return report["seconds"], report["tokens"]
-
-    def _report(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise InputError(f"bench: vLLM's offline generation ended ({' | '.join(lines[-_LOG_LINES:])})")
-        return json.loads(line)
 
 
 def random_student(size: str, folder: Path, *, positions: int, seed: int) -> tuple[Path, int]:

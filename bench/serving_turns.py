@@ -5,16 +5,15 @@ loop when there is room, those of an open loop at times that were drawn once for
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from distill.bench.child import Child
 from distill.errors import InputError
 from distill.process import child_environment, die_with_parent
 from distill.serve.client import SamplingSettings
@@ -27,7 +26,6 @@ from distill.serve.server import LOOPBACK
 from distill.serve.timing import timing
 from distill.serve.watch import Watch
 
-_LOG_LINES = 5
 _FEWEST, _MOST = 2, 20_000  # requests of a turn: for each client, and at all
 
 
@@ -89,33 +87,26 @@ class VllmClient:
     """
 
     def __init__(self, api_key: str, log: Path):
-        self.log = log
         environment = {"OPENAI_API_KEY": api_key, "HF_HUB_OFFLINE": "1", "NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK}
-        with open(log, "wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "distill.bench.serving_child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                env=child_environment(1, environment),
-                preexec_fn=die_with_parent,
-                text=True,
-            )
+        self._child = Child(
+            "vLLM's benchmark client",
+            [sys.executable, "-m", "distill.bench.serving_child"],
+            log,
+            child_environment(1, environment),
+            preexec_fn=die_with_parent,
+        )
 
     def __enter__(self) -> "VllmClient":
         try:
-            self._report()
+            self._child.report()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # it holds nothing that would have to be put away
-        self._process.wait()
-        with suppress(BrokenPipeError):  # what it has not read is lost, and does not matter
-            self._process.stdin.close()
-        self._process.stdout.close()
+        self._child.process.kill()  # it holds nothing that would have to be put away
+        self._child.close()
 
     def turn(self, work: Work) -> Turn:
         """As `vllm bench serve` asks and measures."""
@@ -141,17 +132,7 @@ class VllmClient:
             "arrivals_s": None if closed else work.load.arrivals_s(len(work.prompts), work.seed).tolist(),
             "extra": extra,
         }
-        with suppress(BrokenPipeError):  # it has ended: so says the next line
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self._report()
-
-    def _report(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise InputError(f"bench: vLLM's benchmark client ended ({' | '.join(lines[-_LOG_LINES:])})")
-        report = json.loads(line)
+        report = self._child.ask(json.dumps(request))
         if "error" in report:
             raise InputError(f"bench: a request of vLLM's benchmark client failed ({report['error']})")
         return report

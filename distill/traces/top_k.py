@@ -186,20 +186,28 @@ class TopK:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def _span(self, pair: int) -> tuple[int, int]:
+        return int(self.offsets[pair]), int(self.offsets[pair + 1])
+
+    def _rows(self, name: str, start: int, end: int) -> np.ndarray:
+        """An empty slice at the very end, which safetensors refuses, is an empty array too."""
+        array = self._arrays[name]
+        return array[start:end] if start < end else np.empty((0, *array.get_shape()[1:]), _DTYPES[name])
+
     def token_ids(self, pair: int) -> np.ndarray:
         """int32[n]: what the teacher generated."""
-        return self._arrays["token_ids"][int(self.offsets[pair]) : int(self.offsets[pair + 1])]
+        return self._rows("token_ids", *self._span(pair))
 
     def distributions(self, pair: int) -> Distributions:
         """All that is stored of a pair, as it is stored."""
-        span = slice(int(self.offsets[pair]), int(self.offsets[pair + 1]))
-        return Distributions(**{name: a[span] for name, a in self._arrays.items()}, temperature=self.temperature)
+        span = self._span(pair)
+        return Distributions(**{name: self._rows(name, *span) for name in _DTYPES}, temperature=self.temperature)
 
     def rows(self, pair: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32[n, K], logprobs float32[n, K]) at the tokens of a pair, or at the first `count` of them."""
-        start, end = int(self.offsets[pair]), int(self.offsets[pair + 1])
+        start, end = self._span(pair)
         end = end if count is None else min(end, start + count)
-        ids, logprobs, rest = (self._arrays[name][start:end] for name in ("ids", "logprobs", "rest"))
+        ids, logprobs, rest = (self._rows(name, start, end) for name in ("ids", "logprobs", "rest"))
         wide = logprobs.astype(np.float64)
         listed = np.exp(wide).sum(1)
         return ids, (wide + np.log((1 - np.exp(rest.astype(np.float64))) / listed)[:, None]).astype(np.float32)

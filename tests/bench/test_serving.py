@@ -195,7 +195,7 @@ def test_a_client_that_ends_is_one_line(tmp_path, monkeypatch):
     nobody = Endpoint("http://127.0.0.1:9/v1", "m")
     with VllmClient("key", tmp_path / "client.log") as client:
         for _ in range(2):
-            with pytest.raises(InputError, match=r"vLLM's benchmark client ended \(a reason"):
+            with pytest.raises(InputError, match=r"vLLM's benchmark client ended with exit code 0 \(a reason"):
                 client.turn(Work(nobody, [[1]], ClosedLoop(concurrency=1), 2, 0))
 
 

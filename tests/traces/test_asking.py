@@ -151,7 +151,8 @@ def test_a_teacher_that_thinks_where_it_should_not_is_found_out_early(tmp_path, 
     message = rf"none of the first \d\d answers in mode {mode} can be used \(\d\d of them: {fault[mode]}.*--thinking"
     with pytest.raises(InputError, match=message):
         generate(settings, tmp_path / "t")
-    assert 40 - 2 <= teacher.requests <= 40 + concurrency
+    # Beside those in flight at the end: while the last answer of the trial is on its way, others come and more are asked.
+    assert 40 - 2 <= teacher.requests <= 40 + (1 if concurrency == 1 else 3 * concurrency)
     before = teacher.requests
     with pytest.raises(InputError, match=message):
         generate(settings, tmp_path / "t")
@@ -161,7 +162,7 @@ def test_a_teacher_that_thinks_where_it_should_not_is_found_out_early(tmp_path, 
         value = journal.get(key)
         journal.append(key, value | {"fault": None})
     teacher.reply = good
-    assert generate(settings, tmp_path / "t").summary["pairs"] >= 300 - 20 - concurrency
+    assert generate(settings, tmp_path / "t").summary["pairs"] >= 300 - 20 - 3 * concurrency
 
 
 @pytest.fixture

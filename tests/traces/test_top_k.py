@@ -295,14 +295,18 @@ def write_random(path, rng, lengths, k, vocabulary=40):
     return answers
 
 
-def test_a_file_gives_back_what_was_written(tmp_path, rng):
+@pytest.mark.parametrize("last", [0, 1, 29])
+def test_a_file_gives_back_what_was_written(tmp_path, rng, last):
     from safetensors.numpy import load_file
 
-    lengths, k = rng.integers(0, 30, int(rng.integers(1, 12))), int(rng.integers(1, 9))
+    lengths, k = [*rng.integers(0, 30, int(rng.integers(0, 12))), last], int(rng.integers(1, 9))
     answers = write_random(tmp_path / "a.safetensors", rng, lengths, k)
     file = TopK(tmp_path / "a.safetensors")
     for place, answer in enumerate(answers):
         np.testing.assert_array_equal(file.token_ids(place), answer.token_ids)
+        stored = file.distributions(place)
+        for name in ("token_ids", "ids", "logprobs", "rest"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(answer, name))
         ids, logprobs = file.rows(place)
         np.testing.assert_array_equal(ids, answer.ids)
         np.testing.assert_allclose(logprobs, answer.logprobs.astype(np.float32), atol=1e-3, rtol=2**-11)
