@@ -29,6 +29,7 @@ setup(
         "distill": ["*.yaml"],
         "distill.presets": ["*.yaml"],
         "distill.report": ["*.html", "*.css", "*.js"],
+        "distill.study.published": ["*.yaml"],
         "distill.tasks": ["benchmarks/*.yaml"],
     },
 )

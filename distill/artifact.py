@@ -252,7 +252,7 @@ def workspace(
     if _is_foreign(path):
         raise InputError(f"{path}: exists and was not made by distill; choose another --out")
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with _locked(path):
+    with locked(path):
         is_part = (path / MANIFEST).is_file() and goes_on(_record(path / MANIFEST, recipe=dict)["recipe"])
         begun = next((path / name for name in (MANIFEST, RECIPE) if (path / name).is_file()), None)
         if begun is not None and not is_part:
@@ -281,7 +281,7 @@ def workspace(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Make the folder and hold its lock. Who waited for one that failed may hold a lock that is no longer in the
     folder, or the folder may be gone: then both are made again."""
     while True:
@@ -293,7 +293,10 @@ def _locked(path: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:  # a network file system without locks
+                raise InputError(f"{path}: cannot be locked ({error.strerror}); expected a disk with flock") from None
             current = False
             with suppress(FileNotFoundError):
                 current = os.path.samestat(os.fstat(lock.fileno()), os.stat(path / LOCK))

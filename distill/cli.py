@@ -79,6 +79,10 @@ HardwareRow = Annotated[str | None, _price(help="Row of hardware.yaml; without o
 AnswersPerMonth = Annotated[float | None, _price(help="Over which training and teacher are shared.")]
 Months = Annotated[float | None, _price(help="Of use.", show_default="1")]
 BenchOut = Annotated[Path | None, typer.Option(help="Write the result to this JSON file.")]
+StudyStorage = Annotated[
+    str | None,
+    typer.Option(help="URL of a storage (s3://bucket/study) where machines that share no folder put what they make."),
+]
 ModelThreads = Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -447,6 +451,13 @@ def train(
         str | None,
         _arm(help="all, or verified: pairs of which both answers are right, by `traces verify`.", show_default="all"),
     ] = None,
+    select: Annotated[
+        str | None,
+        _arm(
+            help="Of mixed:R and sequential:R, which pairs get reasoning: random, hard, disagree or short.",
+            show_default="random",
+        ),
+    ] = None,
     mode_signal: Annotated[
         str | None,
         _arm(help="none, or prompt: the question ends with the mode that is wanted.", show_default="none"),
@@ -486,6 +497,9 @@ def train(
     ] = None,
     learning_rate: Annotated[
         str | None, _schedule(help="Peak; 1e-5, with LoRA 1e-4, or a size's own. 1e-4,3e-4: the best on validation.")
+    ] = None,
+    reasoning_learning_rate: Annotated[
+        float | None, _schedule(help="Peak of the phase of sequential:R with reasoning, if it is another.")
     ] = None,
     schedule: Annotated[str | None, _schedule(help="cosine, wsd, linear or constant.", show_default="cosine")] = None,
     warmup_steps: Annotated[int | None, _schedule(help="Length of the linear warm-up.", show_default="0")] = None,
@@ -780,6 +794,7 @@ def serve_profile(
         str | None, typer.Option(help="reasoning or ift, for a student trained with --mode-signal prompt.")
     ] = None,
     think: AskedThink = "free",
+    thinking_budget: Annotated[int | None, typer.Option(help="Most tokens of thinking; vLLM ends it there.")] = None,
     max_tokens: AskedMaxTokens = 512,
     temperature: AskedTemperature = 0.0,
     seed: AskedSeed = 0,
@@ -842,7 +857,13 @@ def serve_profile(
     values = {"tasks": [q["task"] for q in asked], "data": {q["task"]: q["data"] for q in asked if q["data"]}}
     values |= load_values(concurrency, rate, burstiness, replay, speed, saturate=saturate, objective=objective)
     values |= {"mode": mode, "think": think, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    values |= {"requests": requests, "warmup_requests": warmup_requests, "processes": processes, "timeout_s": timeout}
+    values |= {
+        "thinking_budget": thinking_budget,
+        "requests": requests,
+        "warmup_requests": warmup_requests,
+        "processes": processes,
+        "timeout_s": timeout,
+    }
     values |= price_values(
         hardware,
         devices=devices,
@@ -948,11 +969,91 @@ def serve_compare(
         show_comparison(made.path)
 
 
+@study_app.command("init")
+def study_init(
+    data: Annotated[
+        str, typer.Argument(help="Your questions: JSONL, Parquet, a folder saved by datasets, or a Hub id.")
+    ],
+    answer: Annotated[str, typer.Option(help="Field of the gold answer.")],
+    teacher: Annotated[str, typer.Option(help="The URL of an OpenAI-compatible server, or vllm:MODEL.")],
+    students: Annotated[str, typer.Option(help="Folders, Hub ids or sizes, with commas; the verdict is of the last.")],
+    prompt: Annotated[str, typer.Option(help="Field of the question.")] = "prompt",
+    model: Annotated[str | None, typer.Option(help="The model's name at that server.")] = None,
+    checker: AskedChecker = None,
+    answer_format: Annotated[str | None, typer.Option(help="open, choice, labels or extraction.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Beside accuracy: macro_f1, rouge_l, squad_f1.")] = None,
+    margin: Annotated[float, typer.Option(help="The smallest gain, in points, that you would pay for.")] = 2.0,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of each student; from three on the verdict is about the arm.")
+    ] = 3,
+    out: Annotated[Path, typer.Option("--out", help="The YAML file to write.")] = Path("study.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a study of your own questions as YAML, with a checker that fits their answers, and print its plan.
+
+    Example: distill study init tickets.jsonl --prompt text --answer label --teacher http://127.0.0.1:8000/v1 \\
+    --model Qwen/Qwen3-32B --students Qwen/Qwen2.5-0.5B-Instruct,Qwen/Qwen2.5-1.5B-Instruct --out tickets.yaml
+    """
+    from distill.study.init import init_study
+
+    given = {"checker": checker, "answer_format": answer_format, "metrics": metrics and metrics.split(",")}
+    given |= {"prompt": prompt, "answer": answer, "teacher": teacher, "model": model, "margin": margin, "seeds": seeds}
+    made = init_study(data, out, students=[s for s in map(str.strip, students.split(",")) if s], force=force, **given)
+    from distill.study.plan.plan import plan
+    from distill.study.plan.table import show_plan
+
+    planned = plan(made.settings)
+    if json:
+        console.emit_json(made.summary | {"plan": planned})
+    else:
+        _show_dict(str(out), made.summary, json)
+        show_plan(planned)
+    for line in planned["errors"]:
+        console.note(f"before it can run: {line}")
+
+
+@study_app.command("plan")
+def study_plan(
+    preset: Annotated[Path, typer.Argument(help="A study as YAML; see presets/.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder: what is finished there, and how it came out.")
+    ] = None,
+    hardware: Annotated[str | None, typer.Option(help="Row of hardware.yaml; the preset's if not given.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Train and serve each size for a moment, and keep the rates in --out.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Price a study before it runs, and find what is wrong with it: tokens, FLOPs, hours, money, memory, power.
+
+    Example: distill study plan presets/embedded.yaml --out out/demo --calibrate
+    """
+    from distill.settings import load
+    from distill.study.settings import StudySettings
+
+    settings = load(StudySettings, preset)
+    from distill.study.plan.plan import plan
+    from distill.study.plan.table import show_plan
+
+    found = plan(settings, out, row=hardware, measure=calibrate)
+    if json:
+        console.emit_json(found)
+    else:
+        show_plan(found)
+    for line in found["errors"][:-1]:
+        console.note(f"error: {line}")
+    if found["errors"]:
+        raise InputError(found["errors"][-1])
+
+
 @study_app.command("run")
 def study_run(
     preset: Annotated[Path, typer.Argument(help="A study as YAML; see presets/.")],
     out: Out,
-    workers: Annotated[int | None, typer.Option(help="Jobs at a time; one a core on a CPU, one on a GPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Stages at a time, where there is no GPU; one a core if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a study, or what is missing of it, and write results.json and report.html.
@@ -969,14 +1070,97 @@ def study_run(
     _show_study(run(settings, out, command=command, workers=workers), json)
 
 
+@study_app.command("stage")
+def study_stage(
+    preset: Annotated[Path, typer.Argument(help="A study as YAML, or preset.json of a folder that has begun.")],
+    stage: Annotated[
+        str, typer.Argument(help="Its name: 'train small-ift-seed0', 'serve small-ift-seed0', 'traces all'.")
+    ],
+    out: Out,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; all that it may use if not given.")] = None,
+    storage: StudyStorage = None,
+) -> None:
+    """Do one stage of a study, as `run` and `launch` do it; what it needs must be finished.
+
+    Example: distill study stage presets/embedded.yaml "traces all" --out out/demo
+    """
+    from distill.settings import load
+    from distill.study.settings import StudySettings
+    from distill.study.storage import joined
+
+    place = joined(storage, out)
+    settings = load(StudySettings, preset)
+    from distill.study.run import run_stage
+
+    run_stage(settings, out, stage, threads=threads, storage=place)
+
+
+@study_app.command("launch")
+def study_launch(
+    preset: Annotated[Path, typer.Argument(help="A study as YAML; see presets/.")],
+    out: Out,
+    on: Annotated[str, typer.Option(help="ray: tasks of a cluster. slurm: arrays of jobs.")],
+    storage: StudyStorage = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            help="Cores of a stage, for each of its devices.",
+            show_default="1; with GPUs 8 on Slurm, a fair share on Ray",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster.", show_default="RAY_ADDRESS, else a Ray of this machine")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(help="'--partition=gpu', or of one kind of stage 'train: --time=9:00:00'. May be repeated."),
+    ] = None,
+    no_gpus: Annotated[bool, typer.Option("--no-gpus", help="Ask Slurm for no GPUs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the scripts for Slurm and submit nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a study, or what is missing of it, on a Ray cluster or by Slurm.
+
+    Example: distill study launch presets/embedded.yaml --out /shared/demo --on slurm \\
+    --sbatch --partition=gpu --sbatch 'train: --time=9:00:00'
+    """
+    from distill.settings import load, validate
+    from distill.study.settings import StudySettings
+
+    settings = load(StudySettings, preset)
+    from distill.study.launch.launch import LaunchSettings, launch
+
+    values = {"on": on, "storage": storage, "cpus": cpus, "address": address, "sbatch": sbatch or []}
+    how = validate(LaunchSettings, values | {"gpus": not no_gpus, "dry_run": dry_run}, source="command line")
+    command = f"distill study launch {preset} --out {out} --on {on}"
+    finished = launch(settings, out, how, command=command)
+    if finished is not None:
+        _show_study(finished, json)
+
+
 @study_app.command("report")
 def study_report(
-    study: Annotated[Path, typer.Argument(help="A folder made by `distill study run`.")], json: Json = False
+    study: Annotated[Path, typer.Argument(help="A folder made by `distill study run`.")],
+    collect: Annotated[
+        bool, typer.Option("--collect", help="First make results.json again of every stage that is finished by now.")
+    ] = False,
+    storage: StudyStorage = None,
+    json: Json = False,
 ) -> None:
     """Write report.html again from results.json.
 
     Example: distill study report out/demo
     """
+    if collect:
+        from distill.settings import load
+        from distill.study.settings import StudySettings
+        from distill.study.storage import joined
+
+        place = joined(storage, study)
+        settings = load(StudySettings, study / "preset.json")
+        from distill.study.run import collect as collect_results
+
+        collect_results(settings, study, place)
     from distill.study.report import write_report
 
     write_report(study)

@@ -3,6 +3,9 @@
 import json
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +15,7 @@ from rich.table import Table
 err = Console(stderr=True, highlight=False)
 # Piped into a file there is no width to fit: wide enough for every table.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+_hushed = ContextVar("hushed", default=False)
 
 
 def progress(*extra_columns: str) -> Progress:
@@ -37,7 +41,18 @@ def progress(*extra_columns: str) -> Progress:
 
 def note(message: str) -> None:
     """One line for the person, on standard error, with no markup read from it."""
-    err.print(_printable(message), markup=False, soft_wrap=True)
+    if not _hushed.get():
+        err.print(_printable(message), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """No notes meanwhile: those of parts of a work are of no use to who asked for the whole."""
+    token = _hushed.set(True)
+    try:
+        yield
+    finally:
+        _hushed.reset(token)
 
 
 def _printable(text: str) -> str:

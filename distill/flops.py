@@ -104,9 +104,16 @@ class ModelShape:
 
         The last generated token is never read, and the head runs once a generated token.
         """
-        if output_tokens <= 0:
-            return 0.0
-        return self.forward_flops([prompt_tokens + output_tokens - 1], output_tokens)
+        return float(self.generation_flops_by_answer([prompt_tokens], [output_tokens])[0])
+
+    def generation_flops_by_answer(
+        self, prompt_tokens: Iterable[int] | np.ndarray, output_tokens: Iterable[int] | np.ndarray
+    ) -> np.ndarray:
+        """The same of each of n answers, float64[n]."""
+        out = _float(output_tokens)
+        s = _float(prompt_tokens) + out - 1
+        attention = 4.0 * self.heads * self.head_dim * self._query_key_pairs(s)
+        return np.where(out > 0, 2.0 * self.product_weights * s + attention + 2.0 * self.hidden * self.vocab * out, 0.0)
 
 
 def _float(lengths: Iterable[int] | np.ndarray) -> np.ndarray:

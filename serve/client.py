@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
 
-import httpx
+import aiohttp
 from pydantic import Field
 
 from distill.console import note, progress
-from distill.serve.endpoint import Endpoint, tls_context
+from distill.serve.endpoint import Endpoint
 from distill.serve.patience import Patience
 from distill.serve.replies import (
     FinishReason,
@@ -37,6 +37,7 @@ from distill.serve.replies import (
     malformed,
     replies,
     text_of,
+    time_limit,
     token_ids_of,
 )
 from distill.settings import Settings
@@ -45,7 +46,6 @@ BACKOFF_S, BACKOFF_LIMIT_S = 0.25, 30.0
 RETRY_AFTER_LIMIT_S = 120.0  # what a server may ask us to wait
 PROBE_LIMIT_S = 30.0  # for an easy question to be answered
 SILENCE_S = 600.0  # within a reply, after which the server is taken to be dead
-KEPT_S = 4.0  # an idle connection; vLLM's server hangs up after 5, and a request that was on its way then is lost
 BUSY_COST = 0.2  # of a try: a server that is only busy is asked more often
 REASON_CHARACTERS = 300  # of a result's `error`
 Item = TypeVar("Item")
@@ -165,7 +165,7 @@ async def complete(
         if arrivals_s is not None:
             await asyncio.sleep(start_s + arrivals_s[index] - time.perf_counter())
 
-    async def one(client: httpx.AsyncClient, index: int) -> Completion:
+    async def one(session: aiohttp.ClientSession, index: int) -> Completion:
         due_s = None if arrivals_s is None else start_s + arrivals_s[index]
         body = {
             "model": endpoint.model,
@@ -182,7 +182,7 @@ async def complete(
         }
 
         async def attempt() -> Completion:
-            done = await _complete(client, f"{endpoint.base_url.rstrip('/')}/completions", body, index)
+            done = await _complete(session, f"{endpoint.base_url.rstrip('/')}/completions", body, index, timeout_s)
             return done if due_s is None else replace(done, due_s=due_s)
 
         return await _with_retries(attempt, retries, Completion(index, len(prompts[index])), endpoint)
@@ -196,9 +196,8 @@ async def complete(
 
     with bar or nullcontext():
         task = bar.add_task(label, total=len(prompts)) if bar else None
-        clients = _Clients(httpx.Timeout(timeout_s, connect=10.0))
         workers = min(concurrency, len(prompts))
-        await _side_by_side(range(len(prompts)), lambda index: endpoint, one, clients, workers, keep, due)
+        await _side_by_side(range(len(prompts)), lambda index: endpoint, one, workers, keep, due)
     return [results[index] for index in range(len(prompts))]
 
 
@@ -253,22 +252,22 @@ async def chat_stream(
     servers: dict[Endpoint, Patience] = {}
     cannot_stream: set[Endpoint] = set()
 
-    async def attempt(client: httpx.AsyncClient, request: ChatRequest, limit_s: float) -> ChatCompletion:
+    async def attempt(session: aiohttp.ClientSession, request: ChatRequest, limit_s: float) -> ChatCompletion:
         endpoint = request.endpoint
         streamed = stream and endpoint not in cannot_stream
         try:
-            return await _chat_within(client, request, streamed, limit_s)
+            return await _chat(session, request, streamed, limit_s)
         except RequestFailed as failure:
             if not streamed or failure.again or not re.search(r"\bstream", str(failure)):
                 raise
             reason = _line(str(failure), endpoint)
-        result = await _chat_within(client, request, False, limit_s)
+        result = await _chat(session, request, False, limit_s)
         if endpoint not in cannot_stream:
             cannot_stream.add(endpoint)
             note(f"endpoint {endpoint.base_url}: does not stream its answers ({reason}); asking for whole ones")
         return result
 
-    async def one(client: httpx.AsyncClient, request: ChatRequest) -> ChatCompletion:
+    async def one(session: aiohttp.ClientSession, request: ChatRequest) -> ChatCompletion:
         endpoint = request.endpoint
         if endpoint not in servers:
             servers[endpoint] = Patience(f"endpoint {endpoint.base_url}", endpoint.hide_key)
@@ -276,14 +275,14 @@ async def chat_stream(
         async def probe() -> RequestFailed | None:
             try:
                 # A connection of its own: what a spoilt reply left in an old one says nothing of the server.
-                async with clients.open(endpoint) as fresh:
+                async with endpoint.session() as fresh:
                     await attempt(fresh, request.easy(), min(timeout_s, PROBE_LIMIT_S))
             except RequestFailed as failure:
                 return failure
             return None
 
         return await _with_retries(
-            lambda: attempt(client, request, timeout_s),
+            lambda: attempt(session, request, timeout_s),
             retries,
             ChatCompletion(),
             endpoint,
@@ -291,49 +290,39 @@ async def chat_stream(
             probe,
         )
 
-    clients = _Clients(httpx.Timeout(None, connect=10.0))
-    await _side_by_side(requests, lambda request: request.endpoint, one, clients, concurrency, on_result)
+    await _side_by_side(requests, lambda request: request.endpoint, one, concurrency, on_result)
 
 
-class _Clients:
-    """HTTP clients of one connection each. One client of many connections looks through all of them for every request:
-    16 ms of it at 256, where 256 clients take 0.7 ms. The last one used is used first: its connection is still open."""
+class _Sessions:
+    """Sessions of one connection each, the last one used first: its connection is still open. One session for all would
+    hand a connection on before it has seen that the server hung up after the last reply."""
 
-    def __init__(self, timeout: httpx.Timeout):
-        self._timeout = timeout
-        self._idle: dict[Endpoint, list[httpx.AsyncClient]] = {}
+    def __init__(self) -> None:
+        self._idle: dict[Endpoint, list[aiohttp.ClientSession]] = {}
         self._opened = AsyncExitStack()
 
-    async def __aenter__(self) -> "_Clients":
+    async def __aenter__(self) -> "_Sessions":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._opened.aclose()
 
     @asynccontextmanager
-    async def borrow(self, endpoint: Endpoint) -> AsyncIterator[httpx.AsyncClient]:
+    async def borrow(self, endpoint: Endpoint) -> AsyncIterator[aiohttp.ClientSession]:
         idle = self._idle.setdefault(endpoint, [])
-        client = idle.pop() if idle else await self._opened.enter_async_context(self.open(endpoint))
+        session = idle.pop() if idle else await self._opened.enter_async_context(endpoint.session())
+        for _ in range(2):  # rounds of the event loop, in which it sees that
+            await asyncio.sleep(0)
         try:
-            yield client
+            yield session
         finally:
-            idle.append(client)
-
-    def open(self, endpoint: Endpoint) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            headers=endpoint.headers,
-            timeout=self._timeout,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEPT_S),
-            trust_env=endpoint.trust_env,
-            verify=tls_context(),
-        )
+            idle.append(session)
 
 
 async def _side_by_side(
     items: Iterable[Item],
     endpoint_of: Callable[[Item], Endpoint],
-    one: Callable[[httpx.AsyncClient, Item], Awaitable[Result]],
-    clients: _Clients,
+    one: Callable[[aiohttp.ClientSession, Item], Awaitable[Result]],
     concurrency: int,
     on_result: Callable[[Item, Result], None],
     due: Callable[[Item], Awaitable[None]] | None = None,
@@ -344,11 +333,11 @@ async def _side_by_side(
         for item in waiting:
             if due is not None:
                 await due(item)
-            async with clients.borrow(endpoint_of(item)) as client:
-                on_result(item, await one(client, item))
+            async with sessions.borrow(endpoint_of(item)) as session:
+                on_result(item, await one(session, item))
 
     try:
-        async with clients, asyncio.TaskGroup() as group:
+        async with _Sessions() as sessions, asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(worker())
     except BaseExceptionGroup as failures:
@@ -389,13 +378,16 @@ async def _with_retries(
     raise AssertionError("unreachable")
 
 
-async def _complete(client: httpx.AsyncClient, url: str, body: dict[str, Any], index: int) -> Completion:
+async def _complete(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], index: int, silence_s: float
+) -> Completion:
     token_ids: list[int] = []
     times_s: list[float] = []
     pieces: list[str] = []
     finish_reason = None
     start = time.perf_counter()
-    async with aclosing(replies(client, url, body, _most_bytes(body, len(body["prompt"])))) as parts:
+    most_bytes = _most_bytes(body, len(body["prompt"]))
+    async with time_limit(silence_s) as heard, aclosing(replies(session, url, body, most_bytes, heard)) as parts:
         async for part in parts:
             choice = choice_of(part)
             if choice is None:
@@ -418,21 +410,7 @@ async def _complete(client: httpx.AsyncClient, url: str, body: dict[str, Any], i
     )
 
 
-async def _chat_within(client: httpx.AsyncClient, request: ChatRequest, stream: bool, limit_s: float) -> ChatCompletion:
-    clock = asyncio.get_running_loop().time
-    end = clock() + limit_s
-    try:
-        async with asyncio.timeout_at(end) as limit:
-            return await _chat(client, request, stream, lambda: limit.reschedule(min(end, clock() + SILENCE_S)))
-    except TimeoutError:
-        silent = limit.when() < end
-        reason = f"silent for {SILENCE_S:g} s within its reply" if silent else f"no whole answer within {limit_s:g} s"
-        raise RequestFailed(reason, again=True) from None
-
-
-async def _chat(
-    client: httpx.AsyncClient, request: ChatRequest, stream: bool, heard: Callable[[], None]
-) -> ChatCompletion:
+async def _chat(session: aiohttp.ClientSession, request: ChatRequest, stream: bool, limit_s: float) -> ChatCompletion:
     url = f"{request.endpoint.base_url.rstrip('/')}/chat/completions"
     body = request.body() | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
     characters = sum(len(str(message.get("content"))) for message in request.messages)
@@ -444,7 +422,11 @@ async def _chat(
     usage: dict[str, Any] = {}
     part = said = finish_reason = None
     start = time.perf_counter()
-    async with aclosing(replies(client, url, body, _most_bytes(body, characters), heard)) as parts:
+    most_bytes = _most_bytes(body, characters)
+    async with (
+        time_limit(SILENCE_S, limit_s) as heard,
+        aclosing(replies(session, url, body, most_bytes, heard)) as parts,
+    ):
         async for part in parts:
             if isinstance(part.get("usage"), dict):
                 usage = part["usage"]

@@ -5,10 +5,15 @@ import json
 import ssl
 from dataclasses import dataclass, field
 from functools import cache
+from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
 import httpx
 
 from distill.errors import InputError, unknown_name
+
+CONNECT_S = 10.0
+KEPT_S = 4.0  # an idle connection; vLLM's server hangs up after 5, and a request that was on its way then is lost
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,35 @@ class Endpoint:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     @property
-    def trust_env(self) -> bool:
-        """Whether proxies from the environment apply: never to this machine."""
-        host = httpx.URL(self.base_url).host
-        try:
-            return not ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host != "localhost"
+    def proxy(self) -> str | None:
+        """The proxy that the environment names for this server; none to this machine. Raises InputError."""
+        url = httpx.URL(self.base_url)
+        if _is_loopback(url.host) or proxy_bypass(url.netloc.decode()):
+            return None
+        proxies = getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all")
+        if not proxy:
+            return None
+        kind = proxy.partition("://")[0].lower() if "://" in proxy else None
+        if kind not in (None, "http", "https"):
+            raise InputError(f"endpoint {self.base_url}: expected an http or https proxy, the environment has {kind}")
+        return proxy if kind else f"http://{proxy}"
+
+    def session(self) -> aiohttp.ClientSession:
+        """Connections to the server, as many as there are requests at a time. Sets no limit to how long one takes.
+
+        Not httpx's: reading a stream of tokens with it takes three times the processor time, which matters where a
+        server has to share the processor.
+        """
+        in_url = httpx.URL(self.base_url).userinfo  # who asks, in place of a key
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S, ssl=tls_context()),
+            headers={} if in_url else self.headers,
+            proxy=self.proxy,
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_field_size=2**16,  # of a reply's headers
+        )
 
     def hide_key(self, text: str) -> str:
         """`text` without the key: servers quote it back in their errors. Hide it first, then cut the text short."""
@@ -47,6 +74,13 @@ class Endpoint:
             for form in (self.api_key, json.dumps(self.api_key)[1:-1], repr(self.api_key)[1:-1]):
                 text = text.replace(form, "***")
         return text
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @cache
@@ -70,7 +104,8 @@ def tokenize(endpoint: Endpoint, text: str) -> list[int] | None:
             f"{endpoint.root_url}/tokenize",
             json={"model": endpoint.model, "prompt": text, "add_special_tokens": False},
             headers=endpoint.headers,
-            trust_env=endpoint.trust_env,
+            proxy=endpoint.proxy,
+            trust_env=False,
             verify=tls_context(),
             timeout=10,
         )
@@ -94,7 +129,8 @@ def _check(endpoint: Endpoint) -> None:
             f"{endpoint.base_url.rstrip('/')}/models",
             headers=endpoint.headers,
             timeout=10,
-            trust_env=endpoint.trust_env,
+            proxy=endpoint.proxy,
+            trust_env=False,
             verify=tls_context(),
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -40,7 +40,8 @@ def scrape(endpoint: Endpoint) -> dict[str, float] | None:
             f"{endpoint.root_url}/metrics",
             headers=endpoint.headers,
             timeout=10,
-            trust_env=endpoint.trust_env,
+            proxy=endpoint.proxy,
+            trust_env=False,
             verify=tls_context(),
         )
     except httpx.HTTPError:

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
-import httpx
+import aiohttp
+from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
 
 from distill.serve.events import EventDecoder
 
@@ -14,6 +16,8 @@ FinishReason = Literal["stop", "length", "refused", "error"]
 _REFUSALS = ("content_filter", "content_policy_violation")  # error codes of a service that will not read a prompt
 _DONE = b"[DONE]"
 _READ_OUT_S = 1.0
+_SILENCE_S = 600.0  # of a server that is asked for a whole reply
+_LOST = (aiohttp.ClientError, HttpProcessingError, OSError)  # what reading from a connection may raise
 
 
 class RequestFailed(Exception):
@@ -42,18 +46,46 @@ class RequestFailed(Exception):
         self.account, self.refused = account, refused
 
 
-async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
+@asynccontextmanager
+async def time_limit(silence_s: float, whole_s: float | None = None) -> AsyncIterator[Callable[[], None]]:
+    """Ends the block with RequestFailed when it takes longer than `whole_s`, or nothing is heard for `silence_s`.
+
+    Gives a function to be called whenever something is heard. Before the first time, silence may last for `whole_s`
+    where that is given.
+    """
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    end = math.inf if whole_s is None else start + whole_s
+    put_off_at = 0.0
+
+    def heard() -> None:
+        # Putting the end off costs as much as reading a token. It is put off by more than it has to be, and then not
+        # again for a while; so silence is found after `silence_s` or a tenth more.
+        nonlocal put_off_at
+        now = clock()
+        if now >= put_off_at:
+            put_off_at = now + silence_s / 10
+            limit.reschedule(min(end, put_off_at + silence_s))
+
+    try:
+        async with asyncio.timeout_at(start + silence_s if whole_s is None else end) as limit:
+            yield heard
+    except TimeoutError:
+        within = " within its reply" if put_off_at else ""
+        silent = f"ReadTimeout: silent for {silence_s:g} s{within}"
+        reason = silent if limit.when() < end else f"no whole answer within {whole_s:g} s"
+        raise RequestFailed(reason, again=True) from None
+
+
+async def post(session: aiohttp.ClientSession, url: str, body: dict[str, Any], most_bytes: int) -> dict[str, Any]:
     """The JSON object that answers `body`, of at most so many bytes."""
-    (reply,) = [reply async for reply in replies(client, url, body, most_bytes)]
+    async with time_limit(_SILENCE_S) as heard:
+        (reply,) = [reply async for reply in replies(session, url, body, most_bytes, heard)]
     return reply
 
 
 async def replies(
-    client: httpx.AsyncClient,
-    url: str,
-    body: dict[str, Any],
-    most_bytes: int,
-    heard: Callable[[], None] = lambda: None,
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], most_bytes: int, heard: Callable[[], None]
 ) -> AsyncIterator[dict[str, Any]]:
     """The JSON objects that answer `body`, of at most so many bytes together.
 
@@ -62,14 +94,14 @@ async def replies(
     """
     content, received, decoder, given = bytearray(), 0, None, False
     try:
-        async with client.stream("POST", url, json=body) as reply:
-            chunks = reply.aiter_bytes()
+        async with session.post(url, json=body, allow_redirects=False) as reply:
+            chunks = reply.content.iter_any()
             async for chunk in chunks:
                 heard()
                 received += len(chunk)
                 if received > most_bytes:
                     raise RequestFailed(f"a reply of more than {most_bytes} bytes", again=False)
-                if not content and body.get("stream") and reply.status_code == 200:
+                if not content and body.get("stream") and reply.status == 200:
                     # No event begins with a brace. What a reply says of its type is not always true.
                     decoder = None if chunk.lstrip().startswith(b"{") else EventDecoder()
                 if decoder is None or not content:
@@ -80,10 +112,10 @@ async def replies(
                         return
                     yield parse(data)
                     given = True
-    except (httpx.HTTPError, httpx.StreamError) as error:
+    except _LOST as error:
         raise disconnected(error) from None
     if decoder is None:
-        require_ok(reply.status_code, reply.headers, bytes(content))
+        require_ok(reply.status, reply.headers, bytes(content))
         yield parse(bytes(content))
     elif not given:
         raise malformed("server-sent events", content.decode(errors="replace"))
@@ -91,13 +123,13 @@ async def replies(
 
 async def _read_out(chunks: AsyncIterator[bytes]) -> None:
     """Read what comes after the end, which is next to nothing: else the connection could not be used again."""
-    with suppress(TimeoutError, httpx.HTTPError, httpx.StreamError):
+    with suppress(*_LOST):
         async with asyncio.timeout(_READ_OUT_S):
             async for _ in chunks:
                 pass
 
 
-def require_ok(status: int, headers: httpx.Headers, content: bytes) -> None:
+def require_ok(status: int, headers: Mapping[str, str], content: bytes) -> None:
     """Raise RequestFailed for any status but 200, with the reason that the body gives."""
     if status == 200:
         return
@@ -129,8 +161,20 @@ def _failure(status: int, message: str, code: Any, *, paid: bool, wait_s: float 
 
 
 def disconnected(error: Exception) -> RequestFailed:
-    never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    return RequestFailed(f"{type(error).__name__}: {error}".rstrip(": "), again=True, paid=not never_sent)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        what = "ConnectTimeout"
+    elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+        what = "ConnectError"
+    elif isinstance(error, OSError):
+        what = "ReadError"
+    else:  # it hung up too early, or what it said is no HTTP
+        what = "RemoteProtocolError"
+    said: Any = error
+    if isinstance(error, aiohttp.ClientResponseError):
+        said = error.message  # without what we asked, and whom
+    elif isinstance(error.__cause__, ContentLengthError | TransferEncodingError):
+        said = "peer closed the connection within its reply"
+    return RequestFailed(f"{what}: {said}".rstrip(": "), again=True, paid=not what.startswith("Connect"))
 
 
 def malformed(expected: str, found: Any) -> RequestFailed:
@@ -178,7 +222,7 @@ def token_ids_of(choice: dict[str, Any]) -> list[int]:
     token_ids = choice.get("token_ids")
     if token_ids is None:
         raise RequestFailed("the server gives no token_ids; expected vLLM 0.10 or later", again=False)
-    if not (isinstance(token_ids, list) and all(type(token) is int for token in token_ids)):
+    if not (isinstance(token_ids, list) and all(type(token) is int and 0 <= token < 2**31 for token in token_ids)):
         raise malformed("a list of token ids", token_ids)
     return token_ids
 

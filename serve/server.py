@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import httpx
 from pydantic import Field, field_validator
@@ -47,6 +47,9 @@ class ServerSettings(Settings):
     max_model_len: int | None = Field(None, gt=0)  # prompt and output together; None: the model's own limit
     kv_cache_gib: int | None = Field(None, gt=0)  # None: 2 on a CPU, what vLLM finds free on a GPU
     threads: int | None = Field(None, gt=0)  # of the model on a CPU; None: all cores but one, which serves
+    gpus: tuple[str, ...] | None = (
+        None  # of this machine, as CUDA_VISIBLE_DEVICES names them; None: all that are visible
+    )
     host: str = Field(LOOPBACK, min_length=1)  # where it listens; others can reach it only at another than loopback
     port: int | None = Field(None, gt=0, lt=65536)  # None: a free one
     startup_timeout_s: float = Field(600.0, gt=0)
@@ -191,9 +194,10 @@ def check_checkpoint(model: str) -> bool:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: has no config.json; expected a checkpoint in Hugging Face layout")
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         raise InputError(f"{folder / 'config.json'}: not valid JSON") from None
+    _refuse_remote_code(folder, config)
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         found = f"only pickled {pickled[0]}, which can run code when it is loaded" if pickled else "no weights"
@@ -202,6 +206,19 @@ def check_checkpoint(model: str) -> bool:
             "transformers' save_pretrained"
         )
     return True
+
+
+def _refuse_remote_code(folder: Path, config: Any) -> None:
+    """A model that transformers has is served by its code, whatever else the checkpoint names."""
+    if not (isinstance(config, dict) and config.get("auto_map")):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise InputError(
+            f"{folder / 'config.json'}: model_type {str(config.get('model_type'))[:80]!r} needs the checkpoint's own code "
+            "(auto_map), which is not run; convert it where you trust it to a model_type that transformers has"
+        )
 
 
 def url_host(host: str) -> str:
@@ -256,6 +273,8 @@ def server_environment(settings: ServerSettings, api_key: str, *, offline: bool)
     extra = {"VLLM_API_KEY": api_key}
     if offline:
         extra["HF_HUB_OFFLINE"] = "1"
+    if settings.gpus is not None:
+        extra["CUDA_VISIBLE_DEVICES"] = ",".join(settings.gpus)
     if not is_cpu_build():
         return child_environment(settings.threads, extra)
     extra["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib or CPU_KV_CACHE_GIB)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def test_help_shows_an_example_that_parses(distill, words):
     for word in words:
         command = command.commands[word]
     for example in examples:
-        arguments = example.replace(" \\ ", " ").split()[1 + len(words) :]
+        arguments = shlex.split(example.replace(" \\ ", " "))[1 + len(words) :]
         command.make_context("distill", arguments)  # raises for an option that is not there
 
 
@@ -278,6 +279,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
         "numpy",
         "scipy",
         "sklearn",
+        "aiohttp",
         "httpx",
         "triton",
         "vllm",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import httpx
+import aiohttp
 import numpy as np
 
 from distill import console
@@ -106,26 +106,24 @@ async def logprobs(
     waiting = iter(rows.items())
 
     async def worker() -> None:
-        async with httpx.AsyncClient(
-            headers=endpoint.headers, timeout=httpx.Timeout(600, connect=10), trust_env=endpoint.trust_env
-        ) as client:
-            for key, (prompt, said) in waiting:
-                found[key] = await _logprob(client, endpoint, prompt, said)
-                if on_result:
-                    on_result(key, found[key])
+        for key, (prompt, said) in waiting:
+            found[key] = await _logprob(session, endpoint, prompt, said)
+            if on_result:
+                on_result(key, found[key])
 
-    await asyncio.gather(*(worker() for _ in range(min(_CONCURRENCY, len(rows)))))
+    async with endpoint.session() as session:
+        await asyncio.gather(*(worker() for _ in range(min(_CONCURRENCY, len(rows)))))
     return found
 
 
 async def _logprob(
-    client: httpx.AsyncClient, endpoint: Endpoint, prompt: list[int], said: list[int]
+    session: aiohttp.ClientSession, endpoint: Endpoint, prompt: list[int], said: list[int]
 ) -> tuple[float, bool]:
     ids = [*prompt, *said]
     body = {"model": endpoint.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
     for tries in range(1, _TRIES + 1):
         try:
-            reply = await post(client, f"{endpoint.base_url.rstrip('/')}/completions", body, 2**20 + 2048 * len(ids))
+            reply = await post(session, f"{endpoint.base_url.rstrip('/')}/completions", body, 2**20 + 2048 * len(ids))
             return _read(only_choice(reply).get("prompt_logprobs"), ids, len(prompt))
         except RequestFailed as failure:
             if not failure.again or tries == _TRIES:

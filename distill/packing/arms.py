@@ -53,6 +53,11 @@ class Arm:
         return self.kind if self.kind in ("ift", "reasoning", "phases") else f"{self.kind}:{self.ratio:g}"
 
     @property
+    def chooses(self) -> bool:
+        """Whether it shows some pairs with their reasoning and others without, so that it matters which."""
+        return any(0 < ratio < 1 for ratio, _ in self.curriculum or ((self.ratio, 1),))
+
+    @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes this arm shows at all."""
         return (("ift",) if self.ratio < 1 else ()) + (("reasoning",) if self.ratio > 0 else ())
@@ -78,10 +83,12 @@ def content(pair: Pair, mode: Mode, answers: Answers) -> tuple[str, str]:
 class Phase:
     """A stretch of training with its own learning-rate schedule.
 
+    `number`: its place in the curriculum; of `sequential` 0 is the one without reasoning and 1 the one with it.
     `epochs`: one int64[n] array an epoch, of document references in order. A reference is 2 * pair + (1 if the pair is
     shown with its reasoning else 0). `further(k)` is the same references in the order of the k-th epoch after those.
     """
 
+    number: int
     epochs: tuple[np.ndarray, ...]
     further: Callable[[int], np.ndarray]
 
@@ -91,33 +98,36 @@ class Phase:
         yield from map(self.further, count())
 
 
-def phases(arm: Arm, n_pairs: int, epochs: int, seed: int) -> list[Phase]:
+def phases(arm: Arm, n_pairs: int, epochs: int, seed: int, priority: np.ndarray | None = None) -> list[Phase]:
     """The order in which an arm shows `n_pairs` pairs.
 
-    Which pairs get reasoning is one seeded ranking cut at R, so the pairs of a smaller R are among those of a larger
-    one. `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs; `phases` has
-    epochs of its own. With one seed the arms with one phase see the pairs in the same order.
+    Which pairs get reasoning is one ranking cut at R, so the pairs of a smaller R are among those of a larger one. It is
+    drawn from the seed; with `priority` (int64[n_pairs]) smaller ones come first, and equal ones in the seed's order.
+    `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs; `phases` has epochs
+    of its own. With one seed the arms with one phase see the pairs in the same order.
     """
     ranking = np.random.default_rng([seed, 1]).permutation(n_pairs)
+    if priority is not None:
+        ranking = ranking[np.argsort(priority[ranking], kind="stable")]
 
-    def phase(ratio: float, first: int, own: int, further: int, of: int, mode: int | None = None) -> Phase:
+    def phase(number: int, ratio: float, first: int, own: int, further: int, of: int, mode: int | None = None) -> Phase:
         """Orders `first`, ..., first + own - 1, and after those `further`, further + of, further + 2 of, ..."""
         with_reasoning = np.zeros(n_pairs, dtype=np.int64)
         with_reasoning[ranking[: round(ratio * n_pairs)]] = 1
 
-        def order(number: int) -> np.ndarray:
-            pairs = np.random.default_rng([seed, 2, number]).permutation(n_pairs)
+        def order(epoch: int) -> np.ndarray:
+            pairs = np.random.default_rng([seed, 2, epoch]).permutation(n_pairs)
             references = 2 * pairs + with_reasoning[pairs]
             return references if mode is None else references[references % 2 == mode]
 
-        return Phase(tuple(map(order, range(first, first + own))), lambda k: order(further + k * of))
+        return Phase(number, tuple(map(order, range(first, first + own))), lambda k: order(further + k * of))
 
     if arm.kind == "phases":
         *first, total = np.cumsum([0, *(own for _, own in arm.curriculum)]).tolist()
         return [
-            phase(ratio, at, own, total + number, len(first))
+            phase(number, ratio, at, own, total + number, len(first))
             for number, ((ratio, own), at) in enumerate(zip(arm.curriculum, first, strict=True))
         ]
     modes = (0, 1) if arm.kind == "sequential" else (None,)
-    found = [phase(arm.ratio, 0, epochs, epochs, 1, mode) for mode in modes]
+    found = [phase(number, arm.ratio, 0, epochs, epochs, 1, mode) for number, mode in enumerate(modes)]
     return [phase for phase in found if len(phase.epochs[0])]

@@ -5,6 +5,7 @@ folder/
   bounds.npy             int64[2 * pairs + 1]
   prompt_lengths.npy     int32[2 * pairs]
   reasoning_lengths.npy  int32[2 * pairs]
+  kept.npy               int32[pairs]
   pair_ids.json          in order
 
 What they mean says `Rendered`. They are written as they are rendered, a chunk at a time, and mapped, not read: neither
@@ -31,7 +32,8 @@ from distill.packing.source import TraceSet
 KIND = "documents"
 MADE_BY = "distill train"
 PAIR_IDS = "pair_ids.json"
-DTYPES = {"tokens": np.int32, "bounds": np.int64, "prompt_lengths": np.int32, "reasoning_lengths": np.int32}
+DTYPES = {name: np.int32 for name in ("tokens", "prompt_lengths", "reasoning_lengths", "kept")} | {"bounds": np.int64}
+FILES_VERSION = 2  # part of the key, of documents alone: raise it when the same ones would be other files
 
 
 def rendered_documents(
@@ -95,8 +97,8 @@ def open_documents(path: Path) -> Rendered:
         arrays[name] = mapped.view(np.ndarray)  # a plain array over the mapped file: slices of it are cheap
     pair_ids = artifact.read_json(path / PAIR_IDS)
     documents, bounds = len(MODES) * len(pair_ids), arrays["bounds"]
-    sizes = (len(bounds) - 1, len(arrays["prompt_lengths"]), len(arrays["reasoning_lengths"]))
-    if sizes != (documents,) * 3 or bounds[0] != 0 or bounds[-1] != len(arrays["tokens"]):
+    sizes = {len(bounds) - 1, len(arrays["prompt_lengths"]), len(arrays["reasoning_lengths"]), 2 * len(arrays["kept"])}
+    if sizes != {documents} or bounds[0] != 0 or bounds[-1] != len(arrays["tokens"]):
         raise InputError(f"{path}: its files disagree on how many documents there are; delete it and run again")
     dropped = {name: made.summary[name] for name in ("dropped", "dropped_tokens")}
     return Rendered(**arrays, pair_ids=pair_ids, **dropped)
@@ -117,6 +119,7 @@ def documents_recipe(trace_set: TraceSet, chat: ChatFormat, how: Rendering) -> d
         "end_of_turn": chat.end_of_turn,
         "tokenizer": tokenizer_identity(chat.tokenizer),
         "labelling_version": LABELLING_VERSION,
+        "files_version": FILES_VERSION,
         "versions": {name: importlib.metadata.version(name) for name in ("tokenizers", "transformers")},
     }
 
@@ -151,6 +154,7 @@ def _write(path: Path, parts: Iterable[Rendered]) -> dict[str, Any]:
             files["bounds"].append(part.bounds[1:] + files["tokens"].length)
             for name in ("tokens", "prompt_lengths", "reasoning_lengths"):
                 files[name].append(getattr(part, name))
+            files["kept"].append(part.kept + (len(pair_ids) + dropped))
             pair_ids += part.pair_ids
             dropped, dropped_tokens = dropped + part.dropped, dropped_tokens + part.dropped_tokens
             largest = max(largest, int(part.tokens.max(initial=0)))

@@ -22,7 +22,7 @@ class Step:
     """One optimizer step: rows of document references, and where in its phase's schedule it stands."""
 
     rows: Rows
-    phase: int
+    phase: int  # `Phase.number`
     index: int  # steps of the phase before this one
     of: int  # steps in the phase
 
@@ -53,11 +53,13 @@ def plan(
     seed: int,
     flops: np.ndarray | None = None,
     until: Budget | None = None,
+    priority: np.ndarray | None = None,
 ) -> list[Step]:
     """The steps of a whole training.
 
     `lengths`: int64[2 * pairs], input tokens of each document reference. `flops`: float64[2 * pairs], what training on
-    each costs; several ranks need it. An arm of phases has epochs of its own.
+    each costs; several ranks need it. An arm of phases has epochs of its own. `priority` says which pairs get reasoning
+    first, as `phases` has it.
 
     With `until` the epochs are repeated or cut so that the plan ends with the first step that reaches the budget. Of
     several phases each is cut at the same multiple of itself, to a step. Raises InputError when one would have none.
@@ -66,10 +68,12 @@ def plan(
     if n_pairs == 0:
         raise InputError("there is nothing to train on: no pair is left")
     cut = partial(_steps, lengths=lengths, batch=batch, seed=seed, flops=flops)
-    shown = phases(arm, n_pairs, epochs, seed)
+    shown = phases(arm, n_pairs, epochs, seed, priority)
     found = [_whole(phase, cut) for phase in shown] if until is None else _until(until, arm, shown, cut)
     return [
-        Step(rows, number, index, len(steps)) for number, steps in enumerate(found) for index, rows in enumerate(steps)
+        Step(rows, phase.number, index, len(steps))
+        for phase, steps in zip(shown, found, strict=True)
+        for index, rows in enumerate(steps)
     ]
 
 

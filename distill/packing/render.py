@@ -67,6 +67,7 @@ class Rendered:
     bounds: np.ndarray  # int64[2 * pairs + 1]: where each document begins in them, and the last one ends
     prompt_lengths: np.ndarray  # int32[2 * pairs]
     reasoning_lengths: np.ndarray  # int32[2 * pairs]: reasoning with its tags, the first tokens of a target
+    kept: np.ndarray  # int32[pairs]: the place of each among the pairs that were given, dropped ones included
     pair_ids: list[str]
     dropped: int  # pairs in which either mode was longer than the limit
     dropped_tokens: int  # their tokens, both modes
@@ -74,6 +75,11 @@ class Rendered:
     @property
     def n_pairs(self) -> int:
         return len(self.pair_ids)
+
+    @property
+    def n_given(self) -> int:
+        """Pairs that were to be rendered."""
+        return self.n_pairs + self.dropped
 
     @property
     def documents(self) -> Documents:
@@ -94,11 +100,13 @@ class Rendered:
         """One after another."""
         parts = [_NOTHING, *parts]
         starts = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
+        before = np.cumsum([0, *(part.n_given for part in parts[:-1])], dtype=np.int32)
         return cls(
             tokens=np.concatenate([part.tokens for part in parts]),
             bounds=np.concatenate([[0], *(start + p.bounds[1:] for start, p in zip(starts, parts, strict=True))]),
             prompt_lengths=np.concatenate([part.prompt_lengths for part in parts]),
             reasoning_lengths=np.concatenate([part.reasoning_lengths for part in parts]),
+            kept=np.concatenate([given + part.kept for given, part in zip(before, parts, strict=True)]),
             pair_ids=[name for part in parts for name in part.pair_ids],
             dropped=sum(part.dropped for part in parts),
             dropped_tokens=sum(part.dropped_tokens for part in parts),
@@ -106,7 +114,7 @@ class Rendered:
 
 
 _NONE = np.zeros(0, np.int32)
-_NOTHING = Rendered(_NONE, np.zeros(1, np.int64), _NONE, _NONE, [], 0, 0)
+_NOTHING = Rendered(_NONE, np.zeros(1, np.int64), _NONE, _NONE, _NONE, [], 0, 0)
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,7 @@ def _rendered(texts: list[str], thought: list[bool], names: list[str], chat: Cha
         bounds=np.array(bounds, np.int64),
         prompt_lengths=np.array(prompt_lengths, np.int32),
         reasoning_lengths=np.zeros(len(prompt_lengths), np.int32),
+        kept=np.arange(len(names), dtype=np.int32),
         pair_ids=names,
         dropped=0,
         dropped_tokens=0,
@@ -302,6 +311,7 @@ def _less_the_long(part: Rendered, max_length: int) -> Rendered:
         bounds=np.concatenate(([0], np.cumsum(part.lengths[both] + 1))),
         prompt_lengths=part.prompt_lengths[both],
         reasoning_lengths=part.reasoning_lengths[both],
+        kept=part.kept[fits],
         pair_ids=[name for name, kept in zip(part.pair_ids, fits, strict=True) if kept],
         dropped=int((~fits).sum()),
         dropped_tokens=int(lengths[~fits].sum()),

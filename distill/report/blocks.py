@@ -20,6 +20,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Bullets:
+    """Findings that belong together, one sentence or two each."""
+
+    macro: ClassVar = "bullets"
+    title: str
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something the reader must not miss, with details."""
 
@@ -88,7 +97,21 @@ class Key:
 
     label: str
     role: str = "ink"
-    mark: Literal["disc", "ring", "square", "diamond", "triangle", "star", "bar", "bar-light", "line", "band"] = "disc"
+    mark: Literal[
+        "disc",
+        "ring",
+        "square",
+        "diamond",
+        "triangle",
+        "wedge",
+        "star",
+        "hollow-star",
+        "cross",
+        "bar",
+        "bar-light",
+        "line",
+        "band",
+    ] = "disc"
 
 
 @dataclass(frozen=True)
@@ -195,7 +218,16 @@ class Checks:
     checks: Sequence[Check]
 
 
-Block = Text | Notice | Cards | Table | Figure | Example | Browser | KeyValues | Code | Checks
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that stand closed until the reader opens them: the rest of what would be too long."""
+
+    macro: ClassVar = "folding"
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = Text | Bullets | Notice | Cards | Table | Figure | Example | Browser | KeyValues | Code | Checks | Fold
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,32 @@
-"""What stands beside the arms of a study, and what is found of it: the teacher, the untrained base, majority votes."""
+"""What stands beside the arms of a study, and what is found of it: the teacher, the untrained base, majority votes, and
+the answers that a router and an oracle choose (routing/choices.py)."""
 
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.artifact import Artifact
-from distill.evaluation.questions import Asked
+from distill.evaluation.questions import Asked, ask
 from distill.evaluation.samples_and_budgets import by_question
 from distill.evaluation.statistics.matched_majority import affordable_votes, majority_scores
 from distill.evaluation.statistics.resampling import Sample, of_scores
+from distill.flops import hardware
+from distill.study.cells import cells
 from distill.study.found import Found, FoundCell, asked_and_graded
 from distill.study.outcomes import Graded, MemberOutcome
-from distill.study.settings import StudySettings, TeacherRow
+from distill.study.routing.choices import Routed
+from distill.study.rows import StudentRow, TeacherRow
+from distill.study.settings import StudySettings
 from distill.tasks.task import Columns
 
 TEACHER = "teacher"
 
 
 def found_beside(
-    settings: StudySettings, cells: dict[str, FoundCell], asked_once: dict[str, Artifact]
+    settings: StudySettings, students: dict[str, FoundCell], asked_once: dict[str, Artifact]
 ) -> dict[str, Found]:
     """The comparators that there are results of, by id. `asked_once`: evaluations of the teacher and of bases, by id."""
     found: dict[str, Found] = {}
@@ -31,13 +37,40 @@ def found_beside(
         if name in asked_once:
             found[name] = AskedOnce(name, asked_once[name], size=size.name, student=size.student)
         row = settings.comparators.majority
-        pair = [cells.get(f"{size.name}-{arm}") for arm in (row.arm, row.matched)] if row else [None]
-        if not all(pair) or not settings.seeds_of("majority", size):
-            continue
-        majority = Majority(f"{size.name}-majority", settings, *pair)
-        if majority.seeds:
+        pair = _pair(settings, students, "majority", size, (row.arm, row.matched)) if row else None
+        if pair and (majority := Majority(f"{size.name}-majority", settings, *pair)).seeds:
             found[majority.id] = majority
+    for routed in routers(settings, students):
+        found |= {routed.id: routed, routed.oracle.id: routed.oracle}
     return found
+
+
+def routers(settings: StudySettings, students: dict[str, FoundCell]) -> list[Routed]:
+    """One a size that has both arms of the router, with a training seed in common."""
+    row, found = settings.comparators.router, []
+    for size in settings.students if row is not None else []:
+        pair = _pair(settings, students, "router", size, (row.thinks, row.direct))
+        if pair and (routed := Routed(f"{size.name}-router", *pair)).seeds:
+            found.append(routed)
+    return found
+
+
+def write_routers(settings: StudySettings, outcomes: dict[str, MemberOutcome], folder: Path) -> None:
+    """router-<size>.json: fitted on all questions of the study, to decide on others (routing/router.py reads it)."""
+    if settings.comparators.router is None:
+        return
+    asked = ask(settings.evaluate_settings().questions, settings.evaluate_settings().judges)
+    found = {cell.id: FoundCell(cell, outcomes, hardware(settings.hardware)) for cell in cells(settings)}
+    for routed in routers(settings, found):
+        routed.router(asked).write(folder / f"router-{routed.size}.json")
+
+
+def _pair(
+    settings: StudySettings, students: dict[str, FoundCell], kind: str, size: StudentRow, arms: tuple[str, str]
+) -> list[FoundCell] | None:
+    """Both cells of a comparator in a size; None where it has none there, or one of them failed."""
+    pair = [students.get(f"{size.name}-{arm}") for arm in arms]
+    return pair if None not in pair and settings.seeds_of(kind, size) else None
 
 
 class AskedOnce(Found):
@@ -67,6 +100,15 @@ class AskedOnce(Found):
     def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[Columns]:
         return [self.graded.columns(a, metric)] * len(seeds)
 
+    def per_question(self, a: Asked, name: str, seed: int | None) -> np.ndarray:
+        if name != "flops":
+            return self.graded.per_question(a, name)
+        # As many a token, which the mean over all questions says: exact for a teacher's two a parameter, and nearly for a
+        # base, whose questions with their examples are of like length.
+        answers = self.graded.answers[a.task.name]
+        tokens = np.array([x.prompt_tokens + x.thinking_tokens + x.answer_tokens for x in answers], dtype=np.float64)
+        return self.mean(a, name) * tokens.reshape(len(a.problems), -1).mean(axis=1) / tokens.mean()
+
     def mean(self, a: Asked, name: str, seeds: Iterable[int] | None = None) -> float | None:
         summary = self.evaluation.summary[a.task.name]
         if name == "training_tokens":
@@ -77,7 +119,7 @@ class AskedOnce(Found):
             return None if each is None else 2 * each * (tokens["prompt"] + tokens["total"])
         return summary["tokens_per_answer"]["total"] if name == "tokens" else summary["flops_per_answer"]
 
-    def _usd(self, a: Asked) -> float | None:
+    def usd(self, a: Asked) -> float | None:
         row, tokens = self.teacher, self.evaluation.summary[a.task.name]["tokens_per_answer"]
         if row is None or row.usd_per_million_input is None or row.usd_per_million_output is None:
             return None
@@ -99,7 +141,7 @@ class AskedOnce(Found):
                     [self.evaluation.summary[a.task.name]],
                     flops=self.mean(a, "flops"),
                     seconds=None,
-                    usd=self._usd(a),
+                    usd=self.usd(a),
                 )
                 | ({} if few_shot[a.task.name] is None else {"few_shot": few_shot[a.task.name]})
                 for a in asked
@@ -153,6 +195,21 @@ class Majority(Found):
     def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[Columns]:
         raise NotImplementedError("a majority has scores and no rows")
 
+    def per_question(self, a: Asked, name: str, seed: int | None) -> np.ndarray:
+        if name == "accuracy":
+            (sample,) = self.samples(a, name, [seed])
+            return sample.scores
+        graded, k, shape = self._ballots[seed], self.k(a), self._member(seed).shape
+        each = k * graded.per_question(a, name, shape)
+        return each - (k - 1) * self._reading(a, seed) if name == "flops" else each
+
+    def _reading(self, a: Asked, seed: int) -> np.ndarray:
+        """FLOPs of reading each question, float64[Q]: a vote reads it once, and k answers are generated after it."""
+        prompts = [answer.prompt_tokens for answer in self._ballots[seed].answers[a.task.name]]
+        shape = self._member(seed).shape
+        each = np.array([shape.forward_flops([tokens], 0) for tokens in prompts])
+        return each.reshape(len(a.problems), -1).mean(axis=1)
+
     def mean(self, a: Asked, name: str, seeds: Iterable[int] | None = None) -> float | None:
         if name == "training_tokens":
             return self.voters.mean(a, name, seeds)
@@ -163,11 +220,8 @@ class Majority(Found):
         return self.k(a) * self._summary(a, seed)["tokens_per_answer"]["total"]
 
     def _flops(self, a: Asked, seed: int) -> float:
-        """Of one vote: the prompt is read once, and k answers are generated after it."""
-        k, shape = self.k(a), self._member(seed).shape
-        prompts = np.array([answer.prompt_tokens for answer in self._ballots[seed].answers[a.task.name]])
-        reading = shape.forward_flops(prompts, 0) / len(prompts)
-        return k * self._summary(a, seed)["flops_per_answer"] - (k - 1) * reading
+        k = self.k(a)
+        return k * self._summary(a, seed)["flops_per_answer"] - (k - 1) * float(self._reading(a, seed).mean())
 
     def describe(self, asked: list[Asked], confidence: float) -> dict[str, Any]:
         """Its entry in the results. Seconds and price are those of k answers of the cell's own profile."""

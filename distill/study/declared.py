@@ -14,7 +14,10 @@ def declare(settings: StudySettings, out: Path) -> None:
 
     At later starts raises InputError, listing what changed, unless it is still the same.
     """
-    values = settings.model_dump(mode="json", include={"margin_points", "confidence", "data_seed", "contrasts"})
+    said = {"margin_points", "confidence", "data_seed", "contrasts"} | (
+        {"interactions"} if settings.interactions else set()
+    )
+    values = settings.model_dump(mode="json", include=said)
     values["tasks"] = {row.task: {"train": row.train, "test": row.test} for row in settings.tasks}
     if settings.comparators.names:
         # A teacher is the same wherever it answers.

@@ -18,6 +18,8 @@ from distill.study.cells import Cell
 from distill.study.outcomes import MemberOutcome
 from distill.tasks.task import Columns
 
+_ASKED = ("traces", "think", "mode", "thinking_budget")  # of an arm's row, where it says them
+
 
 class Found(ABC):
     """One side of a contrast. `seeds` are those of training; None for what was not trained, and pairs with any."""
@@ -51,6 +53,11 @@ class Found(ABC):
         """The rows of a metric that is no mean of scores, one table a seed."""
 
     @abstractmethod
+    def per_question(self, a: Asked, name: str, seed: int | None) -> np.ndarray:
+        """`accuracy`, `tokens` (of the output) or `flops` of each question in the order of `a.problems`, float64[Q]; of
+        several answers to a question their mean."""
+
+    @abstractmethod
     def mean(self, a: Asked, name: str, seeds: Iterable[int] | None = None) -> float | None:
         """`tokens` and `flops` of an answer or a vote, and `training_tokens`: means over `seeds`, all if not given."""
 
@@ -82,6 +89,10 @@ class FoundCell(Found):
     def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[Columns]:
         return [self.members[seed].graded.columns(a, metric) for seed in seeds]
 
+    def per_question(self, a: Asked, name: str, seed: int | None) -> np.ndarray:
+        member = self.members[seed]
+        return member.graded.per_question(a, name, member.shape)
+
     def mean(self, a: Asked, name: str, seeds: Iterable[int] | None = None) -> float | None:
         of = {
             "tokens": lambda m: m.evaluation.summary[a.task.name]["tokens_per_answer"]["total"],
@@ -107,18 +118,30 @@ class FoundCell(Found):
         arm = self.cell.arm
         return {
             "id": self.id,
-            "arm": arm.arm,
+            "arm": self.shown,
             "size": self.cell.size.name,
             "match": arm.match,
             "answers": arm.answers,
-            **({"think": arm.think} if arm.think is not None else {}),
+            **{name: value for name in _ASKED if (value := getattr(arm, name)) is not None},
             "seeds": self.seeds,
             "parameters": self._first.student.summary["parameters"],
-            "learning_rate": self.cell.size.learning_rate,
+            "learning_rate": self._learning_rate,
+            "folder": "/".join(self._first.student.path.parts[-2:]),
             "training": {**training, "measured": measured},
             "tasks": {a.task.name: self._task(a, confidence) for a in asked},
             "serving": self._serving(),
         }
+
+    @property
+    def _learning_rate(self) -> float | list[float]:
+        """The peak; of several to choose from all, and of a curriculum the first phase's."""
+        settings = self._first.student.recipe.get("settings") or {}
+        return settings.get("learning_rate", self.cell.size.learning_rate)
+
+    @property
+    def shown(self) -> str:
+        """What its students were shown: an arm, or `phases`."""
+        return self.cell.arm.arm or "phases"
 
     @cached_property
     def _first(self) -> MemberOutcome:

@@ -1,26 +1,31 @@
-"""A graph of jobs on a few workers. A job that fails takes down only what depends on it."""
+"""A graph of jobs on a few slots: cores, or GPUs. A job that fails takes down only what depends on it."""
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from distill import console
 from distill.errors import InputError
-from distill.process import child_environment, die_with_parent, distill_command
+from distill.process import child_environment, die_with_parent
 from distill.serve import Server
+
+State = Literal["running", "done", "failed"]
+Slots = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to do once everything in `after` is done. Jobs start in the order of the list when they can."""
+    """Something to do once everything in `after` is done, on as many slots as it `takes`: none, where it only waits for
+    others. The action gets the slots' names. Jobs start in the order of the list when they can."""
 
     name: str
-    action: Callable[[], None]
+    action: Callable[[Slots], None]
     after: tuple[str, ...] = ()
+    takes: int = 1
 
 
 class JobFailed(Exception):
@@ -36,23 +41,28 @@ class Children:
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, arguments: list[str], log: Path, threads: int) -> None:
-        """Run `distill ...` to its end with its output in `log`. Raises JobFailed with the log's last line."""
+    def run(self, command: list[str], log: Path, threads: int, extra: Mapping[str, str] | None = None) -> None:
+        """Run a command to its end with its output in `log`. Raises JobFailed with the log's last line. `extra` is for
+        its environment."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             with self.lock:
                 self._require_going_on()
                 child = subprocess.Popen(
-                    distill_command(*arguments),
+                    command,
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
-                    env=child_environment(threads),
+                    env=child_environment(threads, extra),
                     preexec_fn=die_with_parent,
                 )
                 self.running.add(child)
             try:
                 code = child.wait()
+            except BaseException:  # this thread was told to stop: what it waits for ends first
+                child.terminate()
+                child.wait()
+                raise
             finally:
                 self.running.discard(child)
         if code != 0:
@@ -91,45 +101,58 @@ class Children:
             raise JobFailed("the study was stopped")
 
 
-def run_jobs(jobs: list[Job], *, workers: int, children: Children) -> dict[str, str]:
-    """Run every job that can be run. Returns {name: reason} of those that failed or depended on one that did.
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Sequence[str],
+    children: Children,
+    watch: Callable[[str, State, str], None] = lambda name, state, reason: None,
+) -> dict[str, str]:
+    """Run every job that can be run. Returns {name: reason} of those that failed or depended on one that did. `watch` is
+    told what becomes of each, with the reason where it fails.
 
-    Raises ValueError when jobs wait for what is no job, or for each other.
+    Raises ValueError when jobs wait for what is no job, or for each other, or take more slots than there are.
     """
+    greedy = [job.name for job in jobs if job.takes > len(slots)]
+    if greedy:
+        raise ValueError(f"{greedy[0]} takes more than the {len(slots)} slots there are")
     failures: dict[str, str] = {}
-    waiting, running = list(jobs), dict[Future, Job]()
-    done: set[str] = set()
-    with ThreadPoolExecutor(workers) as pool, console.progress("{task.fields[now]}") as bar:
-        task = bar.add_task("study", total=len(jobs), now="")
+    waiting, running = list(jobs), dict[Future, tuple[Job, Slots]]()
+    free, done = list(slots), set[str]()
+
+    def fail(job: Job, reason: str) -> None:
+        failures[job.name] = reason
+        watch(job.name, "failed", reason)
+
+    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
         try:
             while waiting or running:
                 found = len(waiting)
                 for job in list(waiting):
                     broken = [name for name in job.after if name in failures]
                     if broken:
-                        failures[job.name] = f"{broken[0]} failed"
+                        fail(job, f"{broken[0]} failed")
                         waiting.remove(job)
-                        bar.advance(task)
-                    elif len(running) < workers and done.issuperset(job.after):
-                        running[pool.submit(job.action)] = job
+                    elif job.takes <= len(free) and done.issuperset(job.after):
+                        taken, free = tuple(free[: job.takes]), free[job.takes :]
+                        watch(job.name, "running", "")
+                        running[pool.submit(job.action, taken)] = job, taken
                         waiting.remove(job)
-                bar.update(task, now=", ".join(job.name for job in running.values()))
                 if not running and waiting and len(waiting) == found:
                     wanted = sorted({name for job in waiting for name in job.after} - done)
                     raise ValueError(f"jobs wait for what nobody makes: {', '.join(wanted)}")
                 if not running:
                     continue
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
+                    job, taken = running.pop(future)
+                    free.extend(taken)
                     error = future.exception()
                     if error is None:
                         done.add(job.name)
+                        watch(job.name, "done", "")
                     elif isinstance(error, (InputError, JobFailed, OSError)):
-                        failures[job.name] = str(error)
-                        console.note(f"{job.name}: {error}")
+                        fail(job, str(error))
                     else:
                         raise error
-                    bar.advance(task)
         except BaseException:
             children.terminate()
             raise

@@ -38,6 +38,17 @@ class Graded:
         problems = [problem for problem in a.problems for _ in range(self.samples(a))]
         return metric_columns(a.task.metrics[metric], problems, self.answers[a.task.name])
 
+    def per_question(self, a: Asked, name: str, shape: ModelShape | None = None) -> np.ndarray:
+        """`accuracy`, `tokens` of the output, or with a model's shape `flops`: float64[Q], means over the samples."""
+        answers = self.answers[a.task.name]
+        output = [answer.thinking_tokens + answer.answer_tokens for answer in answers]
+        of = {
+            "accuracy": lambda: [answer.correct for answer in answers],
+            "tokens": lambda: output,
+            "flops": lambda: shape.generation_flops_by_answer([answer.prompt_tokens for answer in answers], output),
+        }[name]
+        return np.array(of(), dtype=np.float64).reshape(len(a.problems), -1).mean(1)
+
     def resample(self, a: Asked, metric: str) -> Sample:
         """How the metric varies with the questions; of several answers to each, it is their mean."""
         return resample(a.task.metrics[metric], self.columns(a, metric), samples=self.samples(a))
@@ -63,9 +74,10 @@ class MemberOutcome:
         return read_json(self.profile.path / "profile.json")
 
     def seconds_per_answer(self, task: str) -> float | None:
-        """At the highest concurrency; None when nothing was answered there."""
-        level = max(self.load["tasks"][task]["levels"], key=lambda level: level["concurrency"])
-        return level["measured"]["seconds_per_answer"]
+        """At the highest concurrency; None when nothing was answered there, or the task not put under load."""
+        levels = self.load["tasks"].get(task, {"levels": []})["levels"]
+        level = max(levels, key=lambda level: level["concurrency"], default=None)
+        return None if level is None else level["measured"]["seconds_per_answer"]
 
     def usd_per_answer(self, task: str, device: Hardware) -> float | None:
         seconds = self.seconds_per_answer(task)

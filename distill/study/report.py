@@ -1,11 +1,11 @@
-"""`distill study report`: results.json to report.html."""
+"""`distill study report`: results.json to report.html and report.md."""
 
 from pathlib import Path
 from typing import Any
 
 from distill.artifact import read_json, write_atomic
 from distill.errors import InputError
-from distill.study.page import SCHEMA, render
+from distill.study.page import SCHEMA, render, render_markdown
 
 # What is read by name and must be there; any other part of a result may be missing (docs/results-schema.md).
 _TEXTS = {
@@ -38,14 +38,15 @@ def read_results(study: Path) -> dict[str, Any]:
 
 
 def write_report(study: Path) -> Path:
-    """Write report.html beside results.json. Raises InputError when the results cannot be read."""
+    """Write report.html and report.md beside results.json; returns the first. Raises InputError when the results cannot be read."""
     page, results = study / "report.html", read_results(study)
     try:
-        html = render(results)
+        html, text = render(results), render_markdown(results)
     except InputError:
         raise
     except Exception as error:  # a value of the wrong kind makes drawing raise almost anything; --debug shows it
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{study / 'results.json'}: cannot be drawn, a value is not of its kind ({what})") from error
+    write_atomic(study / "report.md", text)
     write_atomic(page, html)
     return page

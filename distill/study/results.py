@@ -16,16 +16,17 @@ from distill import __version__
 from distill.artifact import Artifact
 from distill.evaluation.questions import Asked, ask
 from distill.evaluation.server import engine_version
-from distill.evaluation.settings import Questions
 from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval, difference
 from distill.evaluation.statistics.power import minimum_detectable_difference
 from distill.evaluation.statistics.significance import holm, sign_flip_test, swap_test
 from distill.flops import hardware
+from distill.study.analysis.analyse import analyse
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
 from distill.study.found import Found, FoundCell
 from distill.study.outcomes import MemberOutcome
-from distill.study.settings import ArmRow, ContrastRow, StudySettings, common_seeds
+from distill.study.rows import ArmRow, ContrastRow, TraceRow, common_seeds
+from distill.study.settings import StudySettings
 
 SCHEMA = "distill-results/1"
 
@@ -37,11 +38,12 @@ def build_results(
     *,
     command: str,
     asked_once: dict[str, Artifact] | None = None,
+    traces: dict[str, Artifact] | None = None,
 ) -> dict[str, Any]:
     """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out. `asked_once`:
-    the evaluations of what was not trained here, by its id."""
+    the evaluations of what was not trained here, by its id. `traces`: the sets of pairs by name."""
     device = hardware(settings.hardware)
-    asked = ask([Questions(task=row.task, count=row.test, seed=settings.data_seed) for row in settings.tasks])
+    asked = ask(settings.evaluate_settings().questions, settings.evaluate_settings().judges)
     students = {cell.id: FoundCell(cell, outcomes, device) for cell in cells(settings)}
     students = {name: f for name, f in students.items() if f.seeds}
     beside = found_beside(settings, students, asked_once or {})
@@ -62,16 +64,12 @@ def build_results(
         "question": settings.question,
         "distill_version": __version__,
         "command": command,
-        "preset": settings.model_dump(mode="json"),
+        "preset": settings.model_dump(mode="json", by_alias=True),
         "environment": _environment(),
         "hardware": asdict(device),
         "margin_points": settings.margin_points,
         "confidence": settings.confidence,
-        "teacher": {
-            "name": settings.teacher,
-            "cost_usd": 0.0,
-            "note": "none: a procedural solver wrote the traces",
-        },
+        "teacher": _teacher(settings, traces or {}),
         "tasks": [
             {
                 "name": a.task.name,
@@ -95,6 +93,7 @@ def build_results(
             }
             for c in primary
         ],
+        "analysis": analyse(settings, asked, found, traces),
         "examples": _examples(settings, asked, students),
         "failures": [{"stage": name.split()[0], "cell": name.split()[-1], "reason": r} for name, r in failures.items()],
     }
@@ -130,7 +129,8 @@ def _contrast(
         "metric": metric,
         "treatment": treatment.id,
         "control": control.id,
-        "matched_on": _held_equal(treatment, control, a),
+        "matched_on": (held := _held_equal(treatment, control, a)),
+        **({"declared_matched_on": row.matched} if row.matched is not None else {}),
         "difference_points": asdict(points),
         "p_value": between.p_value,
         "p_value_students": p_students,
@@ -146,8 +146,44 @@ def _contrast(
         "primary": metric == "accuracy" and row.verdict_size == size,
     }
     said = sentence(contrast, settings.margin_points, settings.confidence, on_reasoning=in_general == "reasoning")
-    votes = [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
-    return contrast | {"sentence": " ".join([said, *votes])}
+    more = [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
+    if row.matched not in (None, held):
+        more.append(f"Declared as matched on {row.matched}; what both have equally much of is {held}.")
+    return contrast | {"sentence": " ".join([said, *more])}
+
+
+def _teacher(settings: StudySettings, traces: dict[str, Artifact]) -> dict[str, Any]:
+    """Who wrote the pairs, and what that cost; null where it is not known."""
+    sets = [{"name": row.name, "by": _author(row), **_bill(traces.get(row.name))} for row in settings.trace_rows]
+    costs = [one["cost_usd"] for one in sets]
+    authors = list(dict.fromkeys(one["by"] for one in sets))
+    solved = authors == ["solver"]
+    return {
+        "name": ", ".join(authors),
+        "cost_usd": 0.0 if solved else None if None in costs else sum(costs),
+        "note": "none: a procedural solver wrote the traces" if solved else "",
+        "sets": sets,
+    }
+
+
+def _author(row: TraceRow) -> str:
+    if row.imported is not None:
+        return row.imported.teacher
+    if row.folder is not None:
+        return row.folder.name
+    return row.teacher if isinstance(row.teacher, str) else getattr(row.teacher, "model", None) or row.teacher.vllm
+
+
+def _bill(made: Artifact | None) -> dict[str, Any]:
+    """Of a finished set of pairs: how many, the tokens of their answers by mode, and what they cost; null if not known."""
+    summary = made.summary if made is not None else {}
+    modes = summary.get("bill") or {}
+    costs = [one.get("cost_usd") for one in modes.values()]
+    return {
+        "pairs": summary.get("pairs"),
+        "output_tokens": {mode: one.get("output_tokens") for mode, one in modes.items()},
+        "cost_usd": None if not costs or None in costs else sum(costs),
+    }
 
 
 def _of_votes(majority: Majority, a: Asked) -> str:
@@ -206,6 +242,8 @@ def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
     """`samples`: both saw the same examples. `steps`, `tokens`, `flops`: both took as many as the arm `reasoning` with
     the same answers, or one is that arm. Else `nothing`."""
     arms = (treatment, control)
+    if treatment.traces != control.traces:
+        return "nothing"
     kinds = {arm.match for arm in arms if arm.match != "samples"}
     if not kinds:
         return "samples"

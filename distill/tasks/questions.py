@@ -25,6 +25,7 @@ from distill.tasks.checkers import QUICK, accepted_answers, check
 from distill.tasks.checkers import VERSION as CHECKERS_VERSION
 from distill.tasks.jsonl import checked_text, value_at
 from distill.tasks.messages import SystemMessages, one_question, read_messages
+from distill.tasks.metrics import METRICS, OF_RULES
 from distill.tasks.problem import AnswerFormat, Problem, Split
 from distill.tasks.rows import Row, open_source
 from distill.tasks.task import ACCURACY, Metric, check_request, draw, split_of
@@ -41,6 +42,7 @@ class QuestionFile(Settings):
     answer: str | None = Field(None, min_length=1)  # the gold answer's; None: there is none
     answer_format: AnswerFormat = "open"
     checker: str | None = None  # a name in checkers.QUICK, or math; None: answers are not graded
+    metrics: tuple[str, ...] | None = Field(None, min_length=1)  # beside accuracy: squad_f1, rouge_l, macro_f1
     system: SystemMessages = "refuse"  # what becomes of a system message in front of the question
     skip_bad: bool = False  # keep rows that cannot be read as bad rows; the first one is an error otherwise
 
@@ -51,6 +53,16 @@ class QuestionFile(Settings):
                 raise unknown_name("checker of questions", self.checker, (*QUICK, "math"))
             if self.answer is None:
                 raise ValueError(f"checker {self.checker} needs the field of the gold answer")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> "QuestionFile":
+        known = [name for name in METRICS if name not in ("accuracy", *OF_RULES)]
+        for metric in self.metrics or ():
+            if metric not in known:
+                raise unknown_name("metric of questions", metric, known)
+            if self.checker is None:
+                raise ValueError(f"metrics: {metric} stands beside accuracy, which needs a checker")
         return self
 
 
@@ -88,6 +100,7 @@ class OwnTask:
         self._problems: list[Problem] = []
         self._places = array("q")
         self.revision = self._load()
+        self.metrics |= {name: METRICS[name](self._problems) for name in file.metrics or ()}
 
     @property
     def distinct_prompts(self) -> int:
@@ -116,6 +129,8 @@ class OwnTask:
         """Read every row. Returns the revision: a hash of what was read."""
         file = self._file
         content = hashlib.sha256(canonical_json([VERSION, CHECKERS_VERSION, file.answer_format, file.checker]).encode())
+        if file.metrics is not None:
+            content.update(canonical_json(file.metrics).encode())
         source = open_source(file.path, [field for field in (file.prompt, file.answer) if field])
         for field in (file.prompt, file.answer):
             if field:

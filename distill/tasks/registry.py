@@ -43,25 +43,46 @@ def get_task(name: str, source: Path | QuestionFile | None = None, own: Iterable
         if name in TASKS:
             raise InputError(f"task {name}: the name is taken; questions of your own need another")
         return OwnTask(name, source)
+    name, path = _name_and_path(name, source, own)
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    if name in FILE_BACKED:
+        return FILE_BACKED[name](path)
+    try:
+        return open_benchmark(name, path)
+    except NotLoaded as error:
+        if path is not None:
+            raise
+        raise InputError(f"{error}; --data {name}=PATH takes rows that you have") from None
+
+
+def require_task(name: str, own: Iterable[str] = ()) -> None:
+    """Raises InputError where `get_task` would for the name alone. Rows are not opened, nor asked for on the Hub."""
+    name, _ = _name_and_path(name, None, own)
+    if _is_benchmark(name):
+        load_benchmark(name)
+
+
+def _is_benchmark(name: str) -> bool:
+    return name not in FILE_BACKED and (name in BENCHMARKS or Path(name).suffix in (".yaml", ".yml"))
+
+
+def _name_and_path(name: str, source: Path | None, own: Iterable[str]) -> tuple[str, Path | None]:
+    """`gsm8k:PATH` taken apart. Raises InputError for a name that is no task's, and for a path too many or missing."""
     name, colon, rest = name.partition(":")
     path = Path(rest) if colon else source
-    if name in EMBEDDED and path is None:
-        return EMBEDDED[name]()
-    if name in EMBEDDED:
+    if name in EMBEDDED and path is not None:
         raise InputError(f"task {name}: takes no path, found {str(path)!r}")
-    if name not in FILE_BACKED and (name in BENCHMARKS or Path(name).suffix in (".yaml", ".yml")):
+    if _is_benchmark(name):
         if colon and not rest:
             raise InputError(f"task {name}: no rows after the colon; expected {name}:PATH, or {name} alone")
-        try:
-            return open_benchmark(name, path)
-        except NotLoaded as error:
-            if path is not None:
-                raise
-            raise InputError(f"{error}; --data {name}=PATH takes rows that you have") from None
-    if name not in FILE_BACKED and Path(name).suffix.lower() in (".jsonl", ".json", ".ndjson", ".parquet"):
-        raise InputError(f"task {name}: a file of questions of your own; expected --data {name}, or its path in `data`")
-    if name not in FILE_BACKED:
+    elif name in FILE_BACKED:
+        if path is None or (colon and not rest):
+            raise InputError(f"task {name}: needs a file, written {name}:PATH")
+    elif name not in EMBEDDED:
+        if Path(name).suffix.lower() in (".jsonl", ".json", ".ndjson", ".parquet"):
+            raise InputError(
+                f"task {name}: a file of questions of your own; expected --data {name}, or its path in `data`"
+            )
         raise unknown_name("task", name, {*TASKS, *BENCHMARKS, *own})
-    if path is None or (colon and not rest):
-        raise InputError(f"task {name}: needs a file, written {name}:PATH")
-    return FILE_BACKED[name](path)
+    return name, path

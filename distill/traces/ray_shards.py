@@ -42,7 +42,7 @@ def generate_on_ray(settings: GenerateSettings, out: Path, shards: int, options:
         }
     )
     folders = [out.with_name(f"{out.name}.shard-{number}-of-{shards}") for number in range(1, shards + 1)]
-    with _cluster() as ray:
+    with cluster() as ray:
         task = ray.remote(num_cpus=1, max_retries=_TRIES)(_shard)
         waiting = {}
         for number, folder in enumerate(folders, start=1):
@@ -87,7 +87,7 @@ def _outcomes(ray: Any, waiting: dict[Any, int], folders: list[Path]) -> Iterato
             bar.advance(shown)
 
 
-def _require_reachable(address: str) -> None:
+def _require_reachable(address: str, named: str) -> None:
     """Ray itself tries for minutes. Raises InputError; an address that is a word, such as `auto`, is Ray's to find."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdecimal()):
@@ -95,31 +95,31 @@ def _require_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--on ray: no cluster at {address}, which is RAY_ADDRESS ({error})") from None
+        raise InputError(f"--on ray: no cluster at {address}, which is {named} ({error})") from None
 
 
 @contextmanager
-def _cluster() -> Iterator[Any]:
-    """Ray, connected. What was connected before stays so."""
+def cluster(address: str | None = None) -> Iterator[Any]:
+    """Ray, connected to that address or RAY_ADDRESS; without either one of this machine, which ends with the block. What
+    was connected before stays so. Raises InputError where there is none."""
     try:
         import ray
     except ImportError:
-        raise InputError(
-            "--on ray: Ray is not installed; expected `pip install 'distill-stack[ray]'`, or use --shard"
-        ) from None
+        raise InputError("--on ray: Ray is not installed; expected `pip install 'distill-stack[ray]'`") from None
     if ray.is_initialized():
         yield ray
         return
-    address = os.environ.get("RAY_ADDRESS")
+    named = "--address" if address else "RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _require_reachable(address)
+        _require_reachable(address, named)
     try:
         if address:
             ray.init(address, log_to_driver=False, logging_level="ERROR")
         else:
             ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
+    except Exception as error:  # Ray raises plain ones too
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise InputError(f"--on ray: no cluster at {address or 'this machine'} ({reason})") from None
     try:
         yield ray

@@ -12,11 +12,11 @@ import yaml
 
 from distill.artifact import write_atomic
 from distill.hub import looks_like_hub_id
+from distill.training.describe import MODE_NAMES, selection_text
 from distill.training.settings import TrainSettings
 from distill.training.sizes import SIZES
 
 CARD = "README.md"
-_MODES = {"ift": "without reasoning", "reasoning": "with reasoning"}
 
 
 def write_card(folder: Path, settings: TrainSettings, summary: dict[str, Any], recipe: dict[str, Any]) -> None:
@@ -39,6 +39,7 @@ def render_card(settings: TrainSettings, summary: dict[str, Any], recipe: dict[s
         f"Arm {escape(settings.arm)} of the trace set with key `{recipe['traces']}`; {summary['dropped_pairs']:,} pairs "
         "were left out.",
         _table(["", "examples", "tokens", "supervised tokens"], _counts(summary)),
+        *_selection(summary),
         "## Losses",
         "Means over supervised tokens, weighted as the settings say.",
         _table(["", "step", "loss"], _losses(summary, loss)),
@@ -87,8 +88,17 @@ def _name(student: str) -> str:
 
 def _counts(summary: dict[str, Any]) -> list[list[str]]:
     columns = ("examples", "tokens", "supervised_tokens")
-    shown = {_MODES[mode]: of_mode for mode, of_mode in summary["by_mode"].items() if of_mode["examples"]}
+    shown = {MODE_NAMES[mode]: of_mode for mode, of_mode in summary["by_mode"].items() if of_mode["examples"]}
     return [[name, *(f"{of[column]:,}" for column in columns)] for name, of in (shown | {"all": summary}).items()]
+
+
+def _selection(summary: dict[str, Any]) -> list[str]:
+    """Which pairs have reasoning, where that was chosen; else nothing."""
+    if "selection" not in summary:
+        return []
+    chosen = summary["selection"]
+    said = "; ".join(selection_text(chosen))
+    return [f"Which pairs have reasoning was chosen by `select: {chosen['select']}`: {said}."]
 
 
 def _losses(summary: dict[str, Any], loss: float) -> list[list[str]]:

@@ -20,7 +20,7 @@ from distill.process import peak_rss_bytes
 from distill.training.compile import resolve_compile
 from distill.training.describe import describe
 from distill.training.device import device_bytes, require_gpu_to_offload, resolve_precision, this_device
-from distill.training.memory import estimate_bytes
+from distill.training.memory import device_bytes_needed
 from distill.training.peak import peak_flops
 from distill.training.prepare import Ready, make_ready
 from distill.training.settings import RunOptions, TrainSettings
@@ -69,6 +69,7 @@ def dry_run(settings: TrainSettings, traces: Path, options: RunOptions, ranks: i
         *(["unverified"] if ready.unverified else []),
         "dropped_pairs",
         "dropped_tokens",
+        *(["selection"] if ready.selection else []),
         "steps",
         "rows",
     )
@@ -114,9 +115,11 @@ def _memory(
         together = max(1, min(settings.row_tokens // longest[0], settings.batch))
         lengths, supervised = [longest.repeat(together)], supervised * together
     parameters = sum(p.numel() for p in origin.model.parameters())
-    of_one = estimate_bytes(
+    return device_bytes_needed(
         origin.shape,
         parameters,
+        ranks=ranks,
+        offload=options.cpu_offload,
         frozen=parameters - origin.trainable_parameters,
         held=held,
         rank=origin.lora.rank if origin.lora else 0,
@@ -126,22 +129,6 @@ def _memory(
         device=device.type,
         checkpointing=options.activation_checkpointing,
     )
-    return _sharded(of_one, options, ready, device, dtype, ranks) if is_sharded else of_one
-
-
-def _sharded(
-    of_one: dict[str, int], options: RunOptions, ready: Ready, device: torch.device, dtype: torch.dtype, ranks: int
-) -> dict[str, int]:
-    """Of one device of `ranks`, from what a single one needs."""
-    states = {name: 0 if options.cpu_offload else of_one[name] // ranks for name in ("weights", "gradients", "moments")}
-    shape = ready.origin.shape
-    adapters = shape.adapter_weights // shape.layers
-    layer = shape.layer_weights + adapters
-    outside = sum(p.numel() for p in ready.origin.model.parameters()) - shape.layers * layer
-    gradients = adapters if adapters else outside + layer  # the layer that comes next has none yet
-    bf16 = dtype is torch.bfloat16 and device.type == "cuda"  # on a CPU they are put together in float32
-    together = {"put_together": (2 if bf16 else 4) * (outside + 2 * layer + gradients)}
-    return {**of_one, **states, **together, **({"casts": 0} if bf16 else {})}
 
 
 def _flops_besides(options: RunOptions, ready: Ready, counts: dict[str, Any], is_compiled: bool) -> dict[str, float]:

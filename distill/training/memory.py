@@ -24,6 +24,8 @@ The head never holds all logits: R supervised rows of hidden states and their gr
 the float32 gradient of its weight, 4VH, unless that is frozen.
 """
 
+from typing import Any
+
 import numpy as np
 
 from distill.flops import ModelShape
@@ -75,6 +77,26 @@ def estimate_bytes(
         + _workspace(shape, supervised, c, device)
         + (0 if frozen else 4 * head),
     }
+
+
+def device_bytes_needed(
+    shape: ModelShape, parameters: int, *, ranks: int = 1, offload: bool = False, bf16: bool, device: str, **of_one: Any
+) -> dict[str, int]:
+    """The same of one device of `ranks`, with `of_one` as `estimate_bytes` takes it.
+
+    Weights, gradients and moments are shared out, or with `offload` elsewhere; what is put together to run is not.
+    """
+    needed = estimate_bytes(shape, parameters, bf16=bf16, device=device, **of_one)
+    if ranks == 1 and not offload:
+        return needed
+    states = {name: 0 if offload else needed[name] // ranks for name in ("weights", "gradients", "moments")}
+    adapters = shape.adapter_weights // shape.layers
+    layer = shape.layer_weights + adapters
+    outside = parameters - shape.layers * layer
+    gradients = adapters if adapters else outside + layer  # the layer that comes next has none yet
+    in_bf16 = bf16 and device == "cuda"  # on a CPU they are put together in float32
+    together = {"put_together": (2 if in_bf16 else 4) * (outside + 2 * layer + gradients)}
+    return {**needed, **states, **together, **({"casts": 0} if in_bf16 else {})}
 
 
 def activation_bytes(shape: ModelShape, c: int) -> int:

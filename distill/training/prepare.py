@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill import console
 from distill.flops import ModelShape
 from distill.packing.arms import Arm
@@ -14,6 +16,7 @@ from distill.packing.documents import rendered_documents
 from distill.packing.pack import Document
 from distill.packing.plan import Batch, Step, budget, plan
 from distill.packing.render import Rendered, Rendering
+from distill.packing.selection import Selection, selection
 from distill.packing.source import TraceSet, verified_only
 from distill.training.distillation import Teaching, teach
 from distill.training.settings import TrainSettings
@@ -33,6 +36,7 @@ class Ready:
     until: Budget | None = None  # what ended the plan; None: whole epochs
     teaching: Teaching | None = None  # a teacher's distributions; None: the student learns from text alone
     unverified: dict[str, Any] | None = None  # what was left out for that; None: nothing was asked to be
+    selection: Selection | None = None  # of the rendered pairs, what they get reasoning by; None: the seed
 
     @property
     def documents(self) -> Sequence[Document]:
@@ -51,6 +55,7 @@ def make_ready(
     arm, whole, unverified = settings.shown, trace_set, None
     if settings.keep == "verified":
         trace_set, unverified = verified_only(trace_set)
+    chosen = selection(settings.select, trace_set)
     held_out = {p.problem.id for p in trace_set.pairs if is_held_out(p.problem.prompt, settings.validation)}
     origin = load_origin(
         settings.student,
@@ -75,18 +80,25 @@ def make_ready(
         task = bar.add_task("tokenizing", total=len(trace_set.pairs))
         rendered = rendered_documents(documents, trace_set, origin.chat, how, advance=lambda n: bar.advance(task, n))
     training, held = split(rendered, held_out, settings.validation)
-    steps, until = _plan(settings, arm, rendered, training, origin.shape)
+    chosen = chosen and chosen.at(rendered.kept)
+    priority = chosen and chosen.priority[training]
+    steps, until = _plan(settings, arm, rendered, training, origin.shape, priority)
     validation = Validation.build(settings, rendered, held, arm.ratio) if held else None
     teaching = None
     if settings.distillation_weight:
         entries = origin.model.config.get_text_config().vocab_size
         teaching = teach(settings, whole, rendered, steps, origin.chat, entries)
     times = when(settings, steps, len(training))
-    return Ready(origin, rendered, steps, validation, times, until, teaching, unverified)
+    return Ready(origin, rendered, steps, validation, times, until, teaching, unverified, chosen)
 
 
 def _plan(
-    settings: TrainSettings, arm: Arm, rendered: Rendered, training: list[int], shape: ModelShape
+    settings: TrainSettings,
+    arm: Arm,
+    rendered: Rendered,
+    training: list[int],
+    shape: ModelShape,
+    priority: np.ndarray | None,
 ) -> tuple[list[Step], Budget | None]:
     """The steps over the `training` pairs, in references to the rendered documents, and what ended them."""
     references = [2 * pair + mode for pair in training for mode in (0, 1)]
@@ -101,7 +113,7 @@ def _plan(
     else:
         epochs = sum(own for _, own in arm.curriculum) or settings.epochs
         until = budget(settings.match, lengths, epochs=epochs, **common)
-    steps = plan(arm, lengths, epochs=settings.epochs, until=until, **common)
+    steps = plan(arm, lengths, epochs=settings.epochs, until=until, priority=priority, **common)
     if settings.one_schedule:
         steps = [replace(step, index=number, of=len(steps)) for number, step in enumerate(steps)]
     if len(training) < rendered.n_pairs:

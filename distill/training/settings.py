@@ -11,6 +11,7 @@ from distill.packing.budget import Match
 from distill.packing.chat import ModeSignal
 from distill.packing.loss_weights import LossWeight
 from distill.packing.plan import BatchUnit
+from distill.packing.selection import Select
 from distill.settings import Settings
 from distill.training.sizes import SIZES, default_learning_rate
 
@@ -55,6 +56,7 @@ class TrainSettings(Settings):
     phases: tuple[PhaseSettings, ...] | None = Field(None, min_length=1, description="a curriculum instead of an arm")
     answers: Answers = "teacher"
     keep: Literal["all", "verified"] = Field("all", description="verified: pairs of which both answers are right")
+    select: Select = Field("random", description="of arms with both modes, which pairs get reasoning first")
     seed: int = Field(0, ge=0, lt=2**31)
 
     packed: bool = True
@@ -77,6 +79,9 @@ class TrainSettings(Settings):
 
     learning_rate: float | tuple[float, ...] = Field(
         description="peak; 1e-5, or a from-scratch size's own, if not given; of several the best on validation"
+    )
+    reasoning_learning_rate: float | None = Field(
+        None, gt=0, description="peak of the phase of sequential:R with reasoning; learning_rate if not given"
     )
     schedule: Schedule = "cosine"
     warmup_steps: int = Field(0, ge=0)
@@ -165,6 +170,20 @@ class TrainSettings(Settings):
     # What does not go together.
 
     @model_validator(mode="after")
+    def _arm_fits(self) -> "TrainSettings":
+        if self.select != "random" and not self.shown.chooses:
+            raise InputError(
+                f"select {self.select} says which pairs of a mix get reasoning, and arm {self.arm} mixes nothing; leave "
+                "it out"
+            )
+        if self.reasoning_learning_rate is not None and not (self.shown.kind == "sequential" and self.shown.chooses):
+            raise InputError(
+                "reasoning_learning_rate is that of the second phase of sequential:R, with R between 0 and 1, and arm "
+                f"{self.arm} has none; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_fits(self) -> "TrainSettings":
         if self.match != "samples" and self.tokens is not None:
             raise InputError(
@@ -192,12 +211,14 @@ class TrainSettings(Settings):
             raise InputError(
                 f"one_schedule: arm {self.arm} has one phase, whose schedule is the only one; leave it out"
             )
-        if self.one_schedule and any(phase.learning_rate is not None for phase in self.phases or ()):
+        of_phases = [self.reasoning_learning_rate, *(phase.learning_rate for phase in self.phases or ())]
+        has_own = any(rate is not None for rate in of_phases)
+        if self.one_schedule and has_own:
             raise InputError("one_schedule: a phase has a learning rate of its own; give one of them")
         if isinstance(self.learning_rate, tuple):
             if self.validation == 0:
                 raise InputError("learning_rate: choosing one of several needs a share of pairs in validation")
-            if any(phase.learning_rate is not None for phase in self.phases or ()):
+            if has_own:
                 raise InputError("learning_rate: several to choose from, and a phase with its own; give one of them")
         return self
 
@@ -244,8 +265,9 @@ class TrainSettings(Settings):
         return Lora(self.lora_rank, self.lora_alpha or LORA_ALPHA, self.lora_targets, self.merge)
 
     def peak_learning_rate(self, phase: int) -> float:
-        """Of the phase of that number, from 0."""
-        return (self.phases and self.phases[phase].learning_rate) or self.learning_rate
+        """Of the phase of that number, from 0; of `sequential` number 1 is the one with reasoning."""
+        own = self.phases[phase].learning_rate if self.phases else self.reasoning_learning_rate if phase == 1 else None
+        return own or self.learning_rate
 
     def for_ranks(self, world: int) -> "TrainSettings":
         """With `balance_ranks` as the plan has it: `world` if it was not given; None where rows are cut inside a step's

@@ -7,6 +7,7 @@ from distill import console
 from distill.artifact import Artifact
 from distill.report.numbers import compact, count, fixed, percent
 from distill.report.text import visible
+from distill.training.describe import selection_text
 
 _GIB = 2.0**30
 
@@ -74,6 +75,9 @@ def _show_counts(found: dict[str, Any], traces: Path) -> None:
         _say(
             f"  left out: {count(kept['pairs'] - kept['kept'])} of {count(kept['pairs'])} pairs not verified in both modes"
         )
+    if found.get("selection"):
+        for line in selection_text(found["selection"]):
+            _say(f"  select {found['selection']['select']}: {line}")
     for mode, share in found["shares"].items():
         if share["examples"]:
             parts = ", ".join(f"{percent(share[name])} % of {name}" for name in ("examples", "tokens", "loss"))

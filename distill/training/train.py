@@ -10,6 +10,7 @@ import torch
 from distill import artifact, console
 from distill.artifact import Artifact, Workspace
 from distill.packing.chat import LABELLING_VERSION
+from distill.packing.selection import selection_recipe
 from distill.packing.source import TraceSet, read_traces
 from distill.training import best
 from distill.training.card import write_card
@@ -113,12 +114,18 @@ def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
     student = student_identity(settings.student, settings.think_tags)
     device = this_device()
     dtype = resolve_precision(settings.precision, device, student["hidden"])
-    # Keys from before pairs could be chosen are those of all pairs.
-    not_in_it = {"student", "precision", "compile"} | ({"keep"} if settings.keep == "all" else set())
+    # Keys from before there was a choice are those of what it was.
+    is_as_before = {
+        "keep": settings.keep == "all",
+        "select": settings.select == "random",
+        "reasoning_learning_rate": settings.reasoning_learning_rate in (None, settings.learning_rate),
+    }
+    not_in_it = {"student", "precision", "compile", *(name for name, same in is_as_before.items() if same)}
     return {
         "settings": settings.model_dump(mode="json", exclude=not_in_it),
         "student": student,
         "traces": traces_key,
+        **selection_recipe(settings.select),
         "computed": {
             "device": device.type,
             "dtype": str(dtype).removeprefix("torch."),

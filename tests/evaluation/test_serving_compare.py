@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from distill.evaluation.serving.flags import entrants
 from distill.evaluation.serving.pricing import PriceSettings
 from distill.evaluation.serving.rounds import level
 from distill.evaluation.serving.turns import Contender, Salted, Turns, measure_in_turns, search_in_turns
-from distill.evaluation.serving.words import in_words, show_comparison, times
+from distill.evaluation.serving.words import in_words, objective_in_words, show_comparison, times
 from distill.serve import complete
 from distill.serve.load.null_server import NullServer
 from distill.serve.load.shapes import ClosedLoop, OpenLoop
@@ -129,6 +130,9 @@ def some_rounds(rng, n=3, questions=40):
 
 def test_a_level_is_plain_arithmetic(rng):
     rounds = some_rounds(rng)
+    for one, mean, most in zip(rounds, (1.0, 3.0, None), (4.0, 3.0, None), strict=True):
+        one["a"]["server"]["running"] = None if mean is None else {"mean": mean, "max": most}  # None: under a second
+    gauge = {"mean": 2.0, "max": 4.0}
     price = Price(2e-4)
     found = level(ClosedLoop(concurrency=4), rounds, {"a": price, "b": price}, "b", {"accuracy": ACCURACY})
     mean = lambda who, what: np.mean([v for one in rounds for v in one[who]["answers"][what]])  # noqa: E731
@@ -152,7 +156,8 @@ def test_a_level_is_plain_arithmetic(rng):
     assert a["measured"]["cost"]["per_answer"]["seconds"]["value"] == pytest.approx(a["measured"]["seconds_per_answer"])
     assert a["measured"]["in_flight"] == pytest.approx(a["measured"]["answers_per_s"] * mean("a", "e2e_s"))
     assert a["measured"]["ttfat_s"] is None and a["measured"]["energy"] == {"reason": "not measured"}
-    assert a["measured"]["server"]["preemptions"] == 3 and f["usd"]["cost_factor"]["value"] == pytest.approx(product)
+    assert a["measured"]["server"]["preemptions"] == 3 and a["measured"]["server"]["running"] == gauge
+    assert f["usd"]["cost_factor"]["value"] == pytest.approx(product)
     json.dumps(found, allow_nan=False)
 
 
@@ -208,6 +213,7 @@ def test_at_an_objective_an_answer_costs_what_the_rate_says(rng):
     assert got["factors"] == {} and got["contenders"]["a"]["measured"]["cost"] is None
     found[0]["a"] = {"rate": 1e6, "failed_at": None, "goodput": 1}  # met no rate that fails
     assert at(found)["contenders"]["a"]["measured"]["limited"] is False
+    assert "a search met no rate that is too high for a;" in "".join(objective_in_words(at(found), "b"))
     assert at(found[:1])["contenders"]["a"]["measured"]["answers_per_s"]["value"] == pytest.approx(1e3)
 
 
@@ -216,6 +222,12 @@ def test_words(rng):
     said = in_words("a", "b", found["factors"]["a"])
     assert said.startswith("a's answers are ") and " as long as b's, each token costs " in said
     assert said.endswith(" points of right answers") and " a correct one" in said
+    rounds = some_rounds(rng)
+    for one in rounds:
+        one["a"]["answers"]["correct"] = [0] * 40
+        one["a"]["metrics"]["accuracy"]["correct"] = [0.0] * 40
+    found = level(ClosedLoop(concurrency=4), rounds, {"a": None, "b": None}, "b", {"accuracy": ACCURACY})
+    assert " an answer (none of a is right); " in in_words("a", "b", found["factors"]["a"])
     assert times({"value": 9.72, "low": 9.5, "high": None}) == "9.7x [9.5, -]"
     assert times({"value": 0.981, "low": None, "high": None}) == "0.98x"
 
@@ -295,6 +307,21 @@ def test_a_comparison_that_was_killed_goes_on(null_students, tmp_path, monkeypat
         compare_students(settings(requests=7), *null_students, tmp_path / "c")
 
 
+def test_a_student_that_answers_nothing_is_said_before_its_rates_are_searched(null_students, tmp_path, monkeypatch):
+    mute = null_students[1].serving.endpoint()
+
+    def run_load(clients, endpoint, prompts, load, sampling, *, warmup, **options):
+        run = whole(clients, endpoint, prompts, load, sampling, warmup=warmup, **options)
+        dropped = [replace(c, token_ids=[], token_times_s=[], error="dropped") for c in run.completions]
+        return replace(run, completions=dropped) if endpoint == mute else run
+
+    whole = turns_module.run_load
+    monkeypatch.setattr(turns_module, "run_load", run_load)
+    load = settings(objective=Objective(e2e_s=9), rounds=2, concurrencies=(1,))
+    with pytest.raises(InputError, match=r"^other: gave no answer to max at concurrency 1 \(dropped\)$"):
+        compare_students(load, *null_students, tmp_path / "c")
+
+
 def test_bad_input(null_students, tiny_student, tmp_path):
     one, other = null_students
     with pytest.raises(InputError, match="both students are named 'one'"):
@@ -327,6 +354,7 @@ def test_the_command_line_names_students_servers_and_prices(tmp_path, monkeypatc
     for endpoints, fixed, match in (
         (["http://h/v1#m"], "1", "--endpoint: found 1"),
         (["http://h/v1", "http://h/v1#n"], "1", "URL#MODEL"),
+        (["http://u:secret@h/v1#m", "http://h/v1#n"], "1", "^--endpoint: expected a URL without .* read from KEY$"),
         ([], "1,2,3", "--fixed-usd"),
         ([], "x", "fixed_usd"),
     ):

@@ -134,7 +134,61 @@ def test_a_profile_says_what_was_measured(rng):
     assert "student: what an answer costs" in text and "3 requests/s" in text
     assert "Saturated by 90 tokens a second, 3 answers a second, at concurrency 8." in text
     assert "The objective: 2 requests a second keep it; 2.2 do not." in text
+    result["tasks"]["add"]["found"]["highest_rate"] = {
+        "rate": None,
+        "goodput": None,
+        "failed_at": None,
+    }  # none was tried
+    assert "The objective: " not in Tags(profile_page(result, student="student", kicker="k")).text
     assert "21 of 63 requests failed" in text and "The server was gone before the end" in text
+
+
+def rows_of(html):
+    """The cells of every row of every table, as counts: [[of a table]]."""
+    return [
+        [
+            len(re.findall(r"<t[hd][ >]", row))
+            for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+            if "colspan" not in row
+        ]
+        for table in re.findall(r"<table.*?</table>", html, re.DOTALL)
+    ]
+
+
+def test_every_row_has_a_cell_for_every_column(rng):
+    judged = a_profile(rng)
+    for one in judged["tasks"]["add"]["levels"][:2]:
+        one["measured"]["goodput"] = {"objective": {"e2e_s": 1.0}, "share": 0.5, "answers_per_s": 2.0}
+    pages = [compare_page(a_comparison(rng, ["a", "b"]), kicker="k")]
+    pages += [profile_page(result, student="s", kicker="k") for result in (a_profile(rng), judged)]
+    for html in pages:
+        tables = rows_of(html)
+        assert len(tables) >= 4 and all(len(set(rows)) == 1 for rows in tables), tables
+    assert (
+        "the objective is E2E 1 s" in pages[2]
+        and "50.0" in Tags(pages[2]).text
+        and "Within the objective" not in pages[1]
+    )
+
+
+def test_what_no_server_says_has_no_column(rng):
+    result = a_profile(rng)
+    text = Tags(profile_page(result, student="s", kicker="k")).text
+    assert "Queue" in text and "Preemptions" in text and "MFU" not in text and "KV cache" not in text
+    result["tasks"]["add"]["levels"][0]["measured"]["server"]["kv_cache_usage"] = {"mean": 0.25, "max": 0.5}
+    assert "KV cache" in Tags(profile_page(result, student="s", kicker="k")).text
+
+
+def test_it_says_what_answered_and_whether_the_clients_kept_up(rng):
+    result = a_profile(rng) | {"engine": "vllm 0.32.0", "machine": {"cores": 2, "gpu": None}, "dtype": "float32"}
+    text = Tags(profile_page(result, student="s", kicker="k")).text
+    assert "vllm 0.32.0" in text and "float32" in text and "sent 5" not in text
+    assert "10,000 a month, 1 month" in text and "1 months" not in text
+    result["tasks"]["add"]["levels"][2]["measured"]["late_s"] = {"mean": 1, "p50": 0.5, "p90": 1, "p99": 1, "count": 9}
+    there = result | {"endpoint": {"url": "http://there/v1", "model": HOSTILE}, "engine": None, "machine": None}
+    html = profile_page(there, student="s", kicker="k")
+    assert "3 requests/s: half of the requests were sent 500 ms late or more" in Tags(html).text
+    assert "http://there/v1" in html and "script" not in Tags(html).tags
 
 
 def test_in_a_browser(rng, chromium, tmp_path):

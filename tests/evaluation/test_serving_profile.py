@@ -195,6 +195,18 @@ def test_an_endpoint_that_drops_connections_is_a_profile_with_failures(fake, tin
     assert not (tmp_path / "q").exists()
 
 
+def test_nothing_answered_is_an_error_and_nothing_is_kept(fake, tiny_student, tmp_path):
+    """Else the same command, with another key or server, would find a profile that is finished."""
+    broken = fake(lambda number: "drop")
+    load = settings(rates=(500,))
+    with pytest.raises(InputError, match=r"nothing was answered, and nothing is kept: 12 of 12 .*disconnected"):
+        profile_student(load, tiny_student, tmp_path / "p", remote=broken.remote)
+    assert list(tmp_path.iterdir()) == []
+    once = fake(lambda number: "answer" if number == 3 else "drop")  # the second of those that count
+    (level,) = levels_of(profile_student(settings(), tiny_student, tmp_path / "p", remote=once.remote))
+    assert (level["completed"], level["failed"]) == (1, 11)
+
+
 def test_a_hung_server_ends_a_load_within_its_silence_and_not_the_profile(fake, tiny_student, tmp_path):
     """It still answers what it is called, so it is not gone."""
     server = fake(lambda number: "answer" if number < 8 else "hang")

@@ -33,7 +33,7 @@ def trace_set(make_pairs):
 
 
 def arrays(rendered: Rendered) -> list:
-    names = ("tokens", "bounds", "prompt_lengths", "reasoning_lengths")
+    names = ("tokens", "bounds", "prompt_lengths", "reasoning_lengths", "kept")
     return [(getattr(rendered, name).dtype, getattr(rendered, name).tolist()) for name in names]
 
 
@@ -47,7 +47,8 @@ def test_what_is_mapped_is_what_is_rendered(chat, trace_set, tmp_path, monkeypat
     found = rendered_documents(tmp_path / "d", trace_set, chat, Rendering(**how), advance=advanced.append)
     assert arrays(found) == arrays(expected) and found.pair_ids == expected.pair_ids and sum(advanced) == 40
     assert (found.dropped, found.dropped_tokens) == (expected.dropped, expected.dropped_tokens)
-    assert found.n_pairs + found.dropped == 40
+    assert found.n_pairs + found.dropped == found.n_given == 40
+    assert found.kept.tolist() == [i for i, length in enumerate(lengths) if length <= how["max_length"]]
     (folder,) = (tmp_path / "d").iterdir()
     assert {f"{name}.npy" for name in kept.DTYPES} < {file.name for file in folder.iterdir()}
 
@@ -143,7 +144,7 @@ def remove(path, rng):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, remove])
-@pytest.mark.parametrize("name", ["tokens.npy", "bounds.npy", "reasoning_lengths.npy", "pair_ids.json"])
+@pytest.mark.parametrize("name", ["tokens.npy", "bounds.npy", "reasoning_lengths.npy", "kept.npy", "pair_ids.json"])
 def test_damage_is_named(chat, trace_set, tmp_path, rng, damage, name):
     path = make_documents(tmp_path, trace_set, chat, Rendering(**HOW))
     damage(path / name, rng)

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -107,6 +108,72 @@ def test_a_server_without_token_ids_is_named():
 def test_a_hung_server_does_not_hang_the_client(stream):
     (result,), _ = ask(lambda n, body: [STREAM, 5.0] if stream else [5.0], stream=stream, timeout_s=0.2, retries=1)
     assert result.finish_reason == "error" and "ReadTimeout" in result.error
+
+
+def test_a_server_that_does_not_even_read_the_request_does_not_hang_the_client():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = Endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "m")
+        prompt = [100_000] * 2**20  # more than fits into the buffers of a connection
+        (result,) = asyncio.run(complete(hung, [prompt], scripted.SAMPLING, retries=0, timeout_s=0.3, stream=True))
+    assert result.error.startswith("ReadTimeout")
+
+
+def test_tokens_that_come_slowly_are_not_silence():
+    parts = [part for n in range(8) for part in (0.1, event([n]))]
+    (result,), _ = ask(lambda n, body: [STREAM, *parts, event([3], "", "stop"), DONE], stream=True, timeout_s=0.5)
+    assert result.tries == 1 and result.token_ids == [*range(8), 3] and result.e2e_s >= 0.8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_hangs_up_after_every_reply_and_does_not_say_so(stream):
+    """Its connections look as if they could be used again."""
+    reply = STREAM.replace(b"Connection: close", b"Transfer-Encoding: chunked")
+    reply += b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (event([9, 3], "ok", "stop"), DONE, b""))
+    reply = reply if stream else whole([9, 3]).replace(b"Connection: close\r\n", b"")
+    results, fake = ask(lambda n, body: reply, [[i] for i in range(60)], stream=stream, concurrency=6, retries=0)
+    assert {r.error for r in results} == {None} and len(fake.bodies) == 60
+    half = reply.removesuffix(b"0\r\n\r\n")  # all was said, but for the end of HTTP's own
+    (result,), _ = ask(lambda n, body: half, stream=stream, retries=0)
+    assert result.token_ids == [9, 3]
+
+
+def test_a_redirect_is_not_followed():
+    elsewhere = http(b"", "307 Temporary Redirect", "Location: http://127.0.0.1:9/v1/completions\r\n")
+    (result,), fake = ask(lambda n, body: elsewhere)
+    assert result.error.startswith("HTTP 307") and len(fake.bodies) == 1
+
+
+def test_proxies_of_the_environment(monkeypatch):
+    """The scripted server is the proxy: of another machine, but for those left out, and never of this one."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    async def heads(base_url, **environment):
+        async with serving(lambda n, body: whole([3])) as fake:
+            port = fake.endpoint.base_url.removeprefix("http://127.0.0.1:").removesuffix("/v1")
+            with monkeypatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value.format(port=port))
+                endpoint = Endpoint(base_url.format(port=port), "m", "sk-secret")
+                await complete(endpoint, [[7]], scripted.SAMPLING, retries=0)
+                with pytest.raises(InputError):  # the scripted server has no models
+                    await asyncio.to_thread(check_endpoint, endpoint)
+            return fake.headers
+
+    teacher = "http://teacher.invalid/v1"
+    for environment in ({"HTTP_PROXY": "http://me:word@127.0.0.1:{port}"}, {"ALL_PROXY": "127.0.0.1:{port}"}):
+        asked, checked = asyncio.run(heads(teacher, **environment))
+        assert asked.startswith(f"POST {teacher}/completions") and checked.startswith(f"GET {teacher}/models")
+        assert ("Proxy-Authorization: Basic" in asked) == ("me:word" in str(environment))
+    for here in ("127.0.0.1", "localhost"):
+        asked, checked = asyncio.run(heads(f"http://{here}:{{port}}/v1", HTTP_PROXY="http://127.0.0.1:9"))
+        assert asked.startswith("POST /v1") and checked.startswith("GET /v1")
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:word@127.0.0.1:9")
+    with pytest.raises(InputError, match=r"expected an http or https proxy, the environment has socks5$"):
+        check_endpoint(Endpoint(teacher, "m"))
+    monkeypatch.setenv("NO_PROXY", "other.invalid,teacher.invalid")
+    assert Endpoint(teacher, "m").proxy is None
 
 
 def test_one_in_ten_connections_dropped_loses_nothing():

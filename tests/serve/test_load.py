@@ -9,7 +9,6 @@ import socket
 import time
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import numpy as np
 import pytest
 from scipy import stats
@@ -95,8 +94,8 @@ def test_processes_send_everything_once_and_in_order(rng, processes):
 
 
 def test_requests_that_arrive_one_by_one_share_connections(monkeypatch):
-    opened, client = [], httpx.AsyncClient
-    monkeypatch.setattr(httpx, "AsyncClient", lambda **options: opened.append(1) or client(**options))
+    opened, session = [], Endpoint.session
+    monkeypatch.setattr(Endpoint, "session", lambda endpoint: opened.append(1) or session(endpoint))
     prompts = [[i] for i in range(10)]
     load = OpenLoop(rate=20, burstiness=1000)  # half a second
     with NullServer() as server, Clients(1) as clients:

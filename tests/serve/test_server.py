@@ -222,6 +222,13 @@ def test_checkpoints_that_are_refused(student, tmp_path):
     (student / "config.json").unlink()
     with pytest.raises(InputError, match=r"no config\.json"):
         server.check_checkpoint(str(student))
+    named = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    (student / "config.json").write_text(json.dumps({"model_type": "no_such_type", **named}))
+    with pytest.raises(InputError, match=r"model_type 'no_such_type' needs the checkpoint's own code \(auto_map\)"):
+        server.check_checkpoint(str(student))
+    (student / "model.safetensors").write_bytes(b"")
+    (student / "config.json").write_text(json.dumps({"model_type": "qwen2", **named}))  # transformers' code is run
+    assert server.check_checkpoint(str(student))
     for missing in (str(tmp_path / "nothing"), "a/b/c", "../x", "", "--port"):
         with pytest.raises(InputError, match=r"found neither|no config"):
             server.check_checkpoint(missing)

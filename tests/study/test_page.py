@@ -20,7 +20,7 @@ import pytest
 from distill.errors import InputError
 from distill.process import child_environment, distill_command
 from distill.study.page import render
-from distill.study.page_threats import checks
+from distill.study.page.threats import checks
 from distill.study.report import write_report
 
 HOSTILE = [
@@ -302,7 +302,7 @@ def test_every_student_contrast_and_setting_is_on_the_page(page):
 
 def test_figures_can_be_downloaded_as_csv_with_their_numbers(page):
     links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
-    assert set(links) == {"contrasts.csv", "frontier.csv", "tokens.csv"}
+    assert set(links) == {"contrasts.csv", "frontier.csv", "cost_factors.csv", "tokens.csv"}
     rows = list(csv.DictReader(io.StringIO(unquote(links["frontier.csv"].split(",", 1)[1]))))
     cells = {cell["id"]: cell for cell in made_up_results()["cells"]}
     assert len(rows) == 27
@@ -385,7 +385,7 @@ def test_no_two_elements_share_an_id_and_every_reference_resolves(html, page):
 
 def test_pictures_and_tables_can_be_read_aloud(page):
     pictures = [a for tag, a in page.tags if tag == "svg" and a.get("aria-hidden") != "true"]
-    assert len(pictures) == 9
+    assert len(pictures) == 12
     assert all(a["role"] == "img" and len(a["aria-label"]) > 40 for a in pictures)
     assert all(a.get("scope") in ("col", "row", "rowgroup") for tag, a in page.tags if tag == "th")
 

@@ -131,7 +131,8 @@ def made_up(settings: StudySettings, folder: Path, *, threads: int | None = 1) -
             *(
                 Artifact(place, kind, "", {}, summary, {})
                 for kind, summary in (("student", student), ("evaluation", {"max": graded}), ("profile", {}))
-            )
+            ),
+            shape=SHAPE,
         )
     return outcomes
 

@@ -18,12 +18,15 @@ from distill.evaluation.statistics.intervals import Interval
 from distill.process import child_environment, distill_command
 from distill.settings import load, validate
 from distill.study import run as study_run
+from distill.study import workplace
 from distill.study.cells import cells
 from distill.study.declared import declare
 from distill.study.jobs import Children, Job, JobFailed, run_jobs
 from distill.study.outcomes import Graded
 from distill.study.results import build_results, decide, sentence
 from distill.study.settings import StudySettings
+from distill.study.stages import stages
+from distill.study.workplace import NotMade, Workplace
 
 PRESETS = Path(__file__).parents[2] / "presets"
 
@@ -52,7 +55,7 @@ def changed(**values: object) -> dict:
     return json.loads(json.dumps(MINI)) | values
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("embedded*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_is_valid_and_names_its_cells_apart(preset):
     ids = [member.id for cell in cells(load(StudySettings, preset)) for member in cell.students()]
     assert len(set(ids)) == len(ids) >= 2
@@ -75,14 +78,31 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(arms=[{"arm": "ift"}, {"arm": "reasoning", "seeds": [1]}]), "no training seed in common in tiny"),
         (changed(training={"batch": 0}), "training of tiny-ift: field batch"),
         (changed(training={"schedule": "wsd"}), "needs decay_steps"),
-        (changed(serving={"concurrencies": [0]}), "serving.concurrencies.0"),
-        (changed(serving={"concurrencies": []}), "serving.concurrencies"),
+        (changed(evaluation={"samples": 2}), "2 greedy answers would all be the same"),
         (changed(students=[MINI["students"][0] | {"seeds": [-1]}]), "students.0.seeds.0"),
         (changed(students=[MINI["students"][0] | {"seeds": [2**31]}]), "students.0.seeds.0"),
         (changed(students=[MINI["students"][0] | {"seeds": [0, 0]}]), "appears twice"),
         (changed(students=[MINI["students"][0] | {"learning_rate": float("inf")}]), "learning_rate"),
         (changed(data_seed=-1), "data_seed"),
         (changed(students=[{"name": "tiny", "student": "tiney", "learning_rate": 1, "seeds": [0]}]), "'tiny'"),
+        (changed(arms=[{"arm": "ift", "training": {"batch": 4}}]), "with training of its own it needs a name"),
+        (changed(arms=[{"name": "a"}]), "expected an arm, or phases under training"),
+        (
+            changed(arms=[{"arm": "ift", "name": "a", "training": {"seed": 4}}]),
+            "is said by a student's or an arm's row",
+        ),
+        (changed(training={"epohcs": 2}), "field epohcs: no such field; did you mean epochs?"),
+        (changed(evaluation={"questions": []}), "evaluation: field questions: is said"),
+        (changed(evaluation={"max_token": 3}), "field max_token: no such field; did you mean max_tokens?"),
+        (changed(arms=[{"arm": "ift", "traces": "other"}]), "unknown traces in arms"),
+        (changed(tasks=[{"task": "max", "test": 40}]), "give some a `train`, or `traces`"),
+        (changed(traces=[{"name": "a", "tasks": {"max": 5}}]), "train of task max: the rows of `traces` say"),
+        (
+            changed(traces=[{"name": "a"}], tasks=[{"task": "max", "test": 4}]),
+            "expected one of tasks, import and folder",
+        ),
+        (changed(interactions=[{"students": ["tiny", "small"]}]), "unknown student in interactions"),
+        (changed(comparators={"router": {"thinks": "reasoning", "direct": "it"}}), "unknown arm in comparators.router"),
         (changed(comparators={"majorty": {}}), "comparators.majorty"),
         (changed(comparators={"majority": {"arm": "ifft"}}), "did you mean 'ift'"),
         (changed(comparators={"majority": {"students": ["tinny"]}}), "did you mean 'tiny'"),
@@ -178,17 +198,17 @@ def test_with_fewer_than_three_seeds_a_sentence_speaks_of_these_students():
 def test_a_failed_job_takes_down_only_what_depends_on_it():
     ran = []
 
-    def fail() -> None:
+    def fail(_: object) -> None:
         raise JobFailed("out of memory")
 
     jobs = [
         Job("bad", fail),
-        Job("after bad", lambda: ran.append("after bad"), after=("bad",)),
-        Job("after that", lambda: ran.append("after that"), after=("after bad",)),
-        Job("good", lambda: ran.append("good")),
-        Job("after good", lambda: ran.append("after good"), after=("good",)),
+        Job("after bad", lambda _: ran.append("after bad"), after=("bad",)),
+        Job("after that", lambda _: ran.append("after that"), after=("after bad",)),
+        Job("good", lambda _: ran.append("good")),
+        Job("after good", lambda _: ran.append("after good"), after=("good",)),
     ]
-    failures = run_jobs(jobs, workers=2, children=Children())
+    failures = run_jobs(jobs, ["0", "1"], Children())
     assert ran == ["good", "after good"]
     assert failures == {"bad": "out of memory", "after bad": "bad failed", "after that": "after bad failed"}
 
@@ -196,7 +216,7 @@ def test_a_failed_job_takes_down_only_what_depends_on_it():
 def test_a_failed_child_is_told_by_the_last_line_of_its_log(tmp_path):
     with pytest.raises(JobFailed, match="no such folder"):
         Children().run(
-            ["train", "--traces", "nowhere", "--student", "tiny", "--out", str(tmp_path / "s")],
+            distill_command("train", "--traces", "nowhere", "--student", "tiny", "--out", str(tmp_path / "s")),
             tmp_path / "logs" / "a.log",
             1,
         )
@@ -206,9 +226,9 @@ def test_a_failed_child_is_told_by_the_last_line_of_its_log(tmp_path):
 @pytest.mark.timeout(30)
 def test_jobs_that_can_never_start_are_an_error_and_no_endless_loop(after):
     ran = []
-    jobs = [Job("a", lambda: ran.append("a")), Job("b", lambda: ran.append("b"), after=after)]
+    jobs = [Job("a", lambda _: ran.append("a")), Job("b", lambda _: ran.append("b"), after=after)]
     with pytest.raises(ValueError, match=f"jobs wait for what nobody makes: {after[0]}"):
-        run_jobs(jobs, workers=2, children=Children())
+        run_jobs(jobs, ["0", "1"], Children())
     assert ran == ["a"]
 
 
@@ -233,23 +253,23 @@ def test_what_stops_a_study_stops_its_servers_and_lets_nothing_new_start(tmp_pat
     children, server = Children(), FakeServer()
     seen = []
 
-    def serve() -> None:
+    def serve(_: object) -> None:
         with children.serving(server):
             server.ended.wait(20)
             seen.append("server gone")
         try:
-            children.run(["doctor"], tmp_path / "late.log", 1)
+            children.run(distill_command("doctor"), tmp_path / "late.log", 1)
         except JobFailed as failure:
             seen.append(str(failure))
 
-    def interrupt() -> None:
+    def interrupt(_: object) -> None:
         while not children.servers:
             time.sleep(0.01)
         raise KeyboardInterrupt
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([Job("serve", serve), Job("interrupt", interrupt)], workers=2, children=children)
+        run_jobs([Job("serve", serve), Job("interrupt", interrupt)], ["0", "1"], children)
     assert seen == ["server gone", "the study was stopped"] and time.monotonic() - began < 10
     assert (tmp_path / "late.log").read_text() == "" and not children.servers and not children.running
     with pytest.raises(JobFailed, match="stopped"), children.serving(FakeServer()):
@@ -262,15 +282,14 @@ def test_sigterm_ends_a_study_as_ctrl_c_does(tmp_path, monkeypatch, number):
     settings = validate(StudySettings, MINI, source="study.yaml")
     server = FakeServer()
 
-    def serve_forever(jobs, *, workers, children):
-        def serve() -> None:
+    def serve_forever(jobs, slots, children, watch):
+        def serve(_: object) -> None:
             with children.serving(server):
                 os.kill(os.getpid(), number)
                 server.ended.wait(20)
 
-        return run_jobs([Job("serve", serve)], workers=workers, children=children)
+        return run_jobs([Job("serve", serve)], slots, children)
 
-    monkeypatch.setattr(study_run._Study, "make_traces", lambda self: None)
     monkeypatch.setattr(study_run, "run_jobs", serve_forever)
     before = signal.getsignal(number)
     with pytest.raises(study_run.Stopped) as stopped:
@@ -314,7 +333,12 @@ def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, v
         (changed(tasks=[{"task": "max", "train": 300, "test": 10**9}]), 1, "max"),
         (changed(tasks=[{"task": "max", "train": 10**9, "test": 40}]), 1, "max"),
         (changed(serving={"requests": 10**9}), 1, "max"),
-        (changed(evaluation={"samples": 2}), 1, "2 greedy answers would all be the same"),
+        (changed(serving={"concurrencies": [0]}), 1, "serving: field concurrencies.0"),
+        (
+            changed(serving={"concurrencys": [1]}),
+            1,
+            "serving: field concurrencys: no such field; did you mean concurrencies",
+        ),
     ],
 )
 def test_a_study_that_cannot_end_well_does_not_start(tmp_path, values, workers, said):
@@ -348,7 +372,7 @@ def test_a_teacher_may_move_but_not_change(tmp_path):
 
 
 @pytest.fixture
-def borrowed(vllm_server, tiny_student, tmp_path, monkeypatch) -> Callable[..., study_run._Study]:
+def borrowed(vllm_server, tiny_student, tmp_path, monkeypatch) -> Callable[..., Workplace]:
     """A study of the student that the session's server has, which it borrows instead of starting one."""
 
     class Borrowed:
@@ -363,23 +387,22 @@ def borrowed(vllm_server, tiny_student, tmp_path, monkeypatch) -> Callable[..., 
 
         endpoint = vllm_server.endpoint
 
-    def study(**comparators: object) -> study_run._Study:
+    def study(**comparators: object) -> Workplace:
         students = [MINI["students"][0] | {"student": str(tiny_student)}]
         values = changed(students=students, tasks=[{"task": "max", "train": 5, "test": 6}], comparators=comparators)
         settings = validate(StudySettings, values, source="study.yaml")
-        return study_run._Study(settings, tmp_path / "out", 1, 1)
+        return Workplace(settings, tmp_path / "out", 1)
 
-    monkeypatch.setattr(study_run, "Server", Borrowed)
+    monkeypatch.setattr(workplace, "Server", Borrowed)
     return study
 
 
 def test_a_pretrained_student_is_asked_before_it_is_trained(borrowed, tmp_path):
     study = borrowed(base={"few_shot": 3})
     (size,) = study.settings.students
-    study.ask_base(size)
-    made = study.asked_once["tiny-base"]
+    made = study.ask_base(size)
     assert made.summary["max"]["few_shot"] == 3 and made.summary["max"]["n_questions"] == 6
-    results = build_results(study.settings, {}, {}, command="", asked_once=study.asked_once)
+    results = build_results(study.settings, {}, {}, command="", asked_once={"tiny-base": made})
     (entry,) = results["comparators"]
     assert (entry["id"], entry["kind"], entry["size"]) == ("tiny-base", "base", "tiny")
     assert entry["tasks"]["max"]["few_shot"] == 3 and entry["tasks"]["max"]["inference"]["flops_per_answer"] > 0
@@ -388,20 +411,92 @@ def test_a_pretrained_student_is_asked_before_it_is_trained(borrowed, tmp_path):
     assert manifests(tmp_path / "out") == finished
 
 
-def test_the_teacher_is_asked_by_a_process_that_can_be_ended(borrowed, vllm_server, tmp_path, monkeypatch):
+def test_the_teacher_is_asked_what_the_students_are(borrowed, vllm_server, tmp_path, monkeypatch):
     endpoint = vllm_server.endpoint
     monkeypatch.setenv("THE_KEY", endpoint.api_key)
     teacher = {"url": endpoint.base_url, "model": endpoint.model, "api_key_env": "THE_KEY"}
     study = borrowed(teacher=teacher)
-    study.ask_teacher()
-    (entry,) = build_results(study.settings, {}, {}, command="", asked_once=study.asked_once)["comparators"]
+    made = study.ask_teacher()
+    (entry,) = build_results(study.settings, {}, {}, command="", asked_once={"teacher": made})["comparators"]
     assert entry["id"] == "teacher" and entry["tasks"]["max"]["inference"]["flops_per_answer"] is None
     assert entry["tasks"]["max"]["tokens_per_answer"]["total"] > 0
-    asked = [a.prompt for a in Graded(study.asked_once["teacher"]).answers["max"]]
+    asked = [a.prompt for a in Graded(made).answers["max"]]
     assert asked == [problem.prompt for problem in study.test[0].problems]
     finished = manifests(tmp_path / "out")
     study.ask_teacher()
     assert manifests(tmp_path / "out") == finished
+
+
+def test_a_stage_that_lacks_what_it_needs_says_so_and_the_reason_is_kept(tmp_path):
+    settings = validate(StudySettings, MINI, source="study.yaml")
+    place, _ = study_run.begin(settings, tmp_path, command="how")
+    for one in stages(settings):
+        with pytest.raises(NotMade):
+            one.act(place.looking())
+    with pytest.raises(NotMade, match="traces all is not done yet"):
+        study_run.run_stage(settings, tmp_path, "serve tiny-ift-seed0")
+    with pytest.raises(InputError, match="unknown stage 'serve tiny-if-seed0': did you mean 'serve tiny-ift-seed0'"):
+        study_run.run_stage(settings, tmp_path, "serve tiny-if-seed0")
+    kept = json.loads((tmp_path / "failures" / "serve-tiny-ift-seed0.json").read_text())
+    assert kept["stage"] == "serve tiny-ift-seed0" and "not done yet" in kept["reason"]
+    with pytest.raises(InputError, match="nothing was trained or asked; traces all: not run"):
+        study_run.collect(settings, tmp_path)
+    study_run.run_stage(settings, tmp_path, "traces all")
+    assert place.looking().traces(settings.trace_rows[0]).summary["pairs"] == 300
+
+
+def test_jobs_share_slots_and_what_takes_none_does_not_wait_for_one():
+    slots = [str(n) for n in range(random.randint(2, 5))]
+    lock, held, most, ran = threading.Lock(), set(), [0], []
+
+    def work(taken: tuple[str, ...]) -> None:
+        with lock:
+            assert not held & set(taken)
+            held.update(taken)
+            most[0] = max(most[0], len(held))
+        time.sleep(random.uniform(0, 0.02))
+        with lock:
+            held.difference_update(taken)
+            ran.append(len(taken))
+
+    started = threading.Event()
+    takes = [random.randint(1, len(slots)) for _ in range(12)]
+    hold = Job("hold", lambda taken: started.wait(20), takes=len(slots))
+    jobs = [hold, Job("free", lambda taken: started.set(), takes=0)]
+    jobs += [Job(str(i), work, after=("free",), takes=n) for i, n in enumerate(takes)]
+    told = []
+    assert run_jobs(jobs, slots, Children(), lambda *what: told.append(what)) == {}
+    assert sorted(ran) == sorted(takes) and not held and most[0] <= len(slots)
+    assert sorted(told) == sorted((job.name, state, "") for job in jobs for state in ("running", "done"))
+    with pytest.raises(ValueError, match="takes more than the"):
+        run_jobs([Job("wide", work, takes=len(slots) + 1)], slots, Children())
+
+
+def test_each_mode_has_its_learning_rate():
+    rates = {"ift": 0.001, "reasoning": 0.002}
+    rows = ["ift", "reasoning", "mixed:0.5", "sequential:0.25"]
+    students = [MINI["students"][0] | {"learning_rate": rates}]
+    values = changed(students=students, arms=[{"arm": arm} for arm in rows])
+    settings = validate(StudySettings, values, source="study.yaml")
+    wanted = [settings.train_settings(settings.students[0], arm, 0) for arm in settings.arms]
+    assert [w.learning_rate for w in wanted] == [0.001, 0.002, 0.002, 0.001]
+    assert [w.reasoning_learning_rate for w in wanted] == [None, None, None, 0.002]
+
+
+def test_what_an_arm_says_of_training_wins_over_its_size_and_that_over_the_study():
+    students = [MINI["students"][0] | {"training": {"batch": 16, "weight_decay": 0.1}}]
+    curriculum = {"name": "curriculum", "training": {"phases": [{"reasoning": 0}, {"reasoning": 1}], "batch": 32}}
+    values = changed(students=students, arms=[{"arm": "ift"}, {"arm": "reasoning"}, curriculum])
+    settings = validate(StudySettings, values, source="study.yaml")
+    plain, _, own = (settings.train_settings(settings.students[0], arm, 0) for arm in settings.arms)
+    assert (plain.batch, plain.weight_decay, plain.row_tokens) == (16, 0.1, 512)
+    assert (own.batch, own.weight_decay, own.arm) == (32, 0.1, "phases")
+    (cell,) = [cell for cell in cells(settings) if cell.id == "tiny-curriculum"]
+    asked = curriculum | {"name": "curriculum-thinking", "think": "on"}
+    values["arms"].append(asked)
+    both = cells(validate(StudySettings, values, source="study.yaml"))[-2:]
+    assert len({cell.students()[0].student for cell in both}) == 1 and len({cell.id for cell in both}) == 2
+    assert cell.students()[0].student == both[0].students()[0].student
 
 
 def start(preset: Path, out: Path) -> subprocess.Popen:
@@ -466,7 +561,19 @@ def test_killed_at_random_moments_and_run_again_it_ends_the_same_and_repeats_not
     assert [w.read_bytes() for w in weights[0]] == [w.read_bytes() for w in weights[1]]
 
     finished = manifests(killed)
-    again = start(preset, killed)
-    again.communicate(timeout=600)
-    assert again.returncode == 0 and manifests(killed) == finished
-    assert (killed / "report.html").stat().st_size > 10_000
+    (killed / "results.json").unlink()
+    settings = load(StudySettings, killed / study_run.PRESET)
+    assert settings == load(StudySettings, preset)
+    study_run.collect(settings, killed)
+    assert without_measured(json.loads((killed / "results.json").read_text())) == results[0]
+    assert (killed / "report.html").stat().st_size > 10_000 and manifests(killed) == finished
+
+    # With other settings the stages that they concern are not done yet, and only those.
+    evaluation = {"max_tokens": MINI["evaluation"]["max_tokens"] + 1}
+    other = Workplace(validate(StudySettings, changed(evaluation=evaluation), source=""), killed, 1, looks_only=True)
+    for one in stages(other.settings):
+        if one.name.startswith("serve"):
+            with pytest.raises(NotMade, match="is not done yet"):
+                one.act(other)
+        else:
+            one.act(other)

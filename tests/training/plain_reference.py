@@ -139,6 +139,8 @@ def plain_rate(settings, index, of, phase):
     peak = settings.learning_rate
     if settings.phases and settings.phases[phase].learning_rate:
         peak = settings.phases[phase].learning_rate
+    if settings.arm.startswith("sequential") and phase == 1 and settings.reasoning_learning_rate:
+        peak = settings.reasoning_learning_rate
     low, warm, number = settings.final_learning_rate_ratio * peak, min(settings.warmup_steps, of), index + 1
     if number <= warm:
         return peak * number / warm

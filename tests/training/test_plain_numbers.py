@@ -158,6 +158,8 @@ def random_settings(rng, student, **changes):
         own = [dict(reasoning=round(float(rng.uniform(0, 1)), 2), epochs=pick(1, 1, 2)) for _ in range(2)]
         own[0]["learning_rate"] = float(rng.uniform(2e-4, 2e-3))
         values = {k: v for k, v in values.items() if k not in ("arm", "epochs")} | dict(phases=own)
+    elif values["arm"].startswith("sequential") and rng.random() < 0.5:
+        values["reasoning_learning_rate"] = float(rng.uniform(2e-4, 4e-3))
     values |= pick({}, {}, {"tokens": int(rng.integers(600, 2500))}, {"match": pick("steps", "tokens", "flops")})
     how = rng.random()
     if how < 0.35:
@@ -335,6 +337,7 @@ def interrupt(rng, tmp_path, tiny_student, monkeypatch, family, **changes):
     other |= dict(
         weights="last", validation_steps=None, validation_epochs=1, distillation_weight=0, divergence="forward_kl"
     )
+    other |= dict(reasoning_learning_rate=None)
     shared = tmp_path / "documents"
     train_module.train(TrainSettings(**other), tmp_path / "traces", options_for(tmp_path / "other", documents=shared))
     made_by_others = {p: p.stat().st_mtime_ns for p in shared.rglob("*.npy")}
@@ -401,6 +404,7 @@ CHANGES = {
     "distillation_weight": ({}, 0.5),
     "divergence": ({"distillation_weight": 0.5}, "jsd"),
     "learning_rate": ({}, 2e-3),
+    "reasoning_learning_rate": ({"arm": "sequential:0.5"}, 2e-3),
     "one_schedule": ({"arm": "sequential:0.5"}, True),
     "schedule": ({}, "linear"),
     "warmup_steps": ({}, 2),
@@ -427,7 +431,12 @@ WHY_NOT = {
     "validation_steps": "the same",
     "merge": "the adapters are the same, the folder is another",
 }
-ELSEWHERE = {"student": "identity of its files", "compile": "asks for a compiler", "keep": "test_keep.py"}
+ELSEWHERE = {
+    "student": "identity of its files",
+    "compile": "asks for a compiler",
+    "keep": "test_keep.py",
+    "select": "test_select.py",
+}
 
 
 def test_every_setting_is_looked_at():

@@ -97,6 +97,7 @@ def test_under_torchrun_one_process_looks_and_counts_for_all(distill_train, trac
         (["--decay-steps", 5], "schedule cosine.*decay_steps"),
         (["--think-tags", "<a>,</a>"], "think_tags: student tiny"),
         (["--think-tags", "<a>"], "think_tags: .*two.*found '<a>'"),
+        (["--select", "hard"], "select hard .*arm reasoning mixes nothing"),
         (["--arm", "mixed"], "arm 'mixed': .*mixed:0.5"),
         (["--student", "./none"], "student ./none: no such folder"),
     ],

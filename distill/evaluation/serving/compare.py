@@ -11,7 +11,7 @@ over its rounds put together. `reference` is B.
     reference                   the name of the contender that the others are held against
     contenders[]                {"name", "student": folder, "thinking_budget", "price": as pricing.py describes it, null
                                 without one}
-    machine                     what it ran on
+    machine, engine             what it ran on; engine null of servers that were there already
     idle_watts                  of the devices whose energy was measured, before there was load; null
     client                      the most that the clients reach (serve/profile.py)
     tasks                       by name
@@ -50,6 +50,7 @@ Everything that depends on a clock is under `measured` or `factors`. Intervals a
 of these two trained students on this machine: no training seed is drawn.
 """
 
+import itertools
 import os
 import platform
 from collections.abc import Callable
@@ -164,7 +165,8 @@ def compare_students(settings: CompareSettings, a: Entrant, b: Entrant, out: Pat
             console.note(f"{out}: already compared, nothing to do")
             return work.finished
         result = _measure(settings, asked, entries, contenders, work.path / JOURNAL, out)
-        result["machine"] = recipe["machine"]
+        ours = all(e.who.remote is None for e in entries)
+        result |= {"machine": recipe["machine"], "engine": recipe["engine"] if ours else None}
         artifact.write_json(work.path / "compare.json", result)
         write_compare_page(work.path / "compare.html", result, kicker=f"{MADE_BY} · {work.key}")
         return work.commit(_summary(result), remove=(JOURNAL,))
@@ -260,6 +262,8 @@ def _measure(
         )
         try:
             kept = measuring.rounds(asked)
+            for a, i in itertools.product(asked, range(len(settings.loads))):
+                _require_answers(a, settings.loads[i], [of_round[i] for of_round in kept[a.task.name]])
             found = measuring.searches(asked, kept) if settings.objective is not None else {}
         except InputError as error:
             if len(journal):
@@ -429,8 +433,6 @@ def _result(
     for a in asked:
         rounds = kept[a.task.name]
         by_load = [[of_round[i] for of_round in rounds] for i in range(len(settings.loads))]
-        for load, of_load in zip(settings.loads, by_load, strict=True):
-            _require_answers(a, load, of_load)
         tasks[a.task.name] = {
             "levels": [
                 level(load, of_load, prices, reference, a.task.metrics)

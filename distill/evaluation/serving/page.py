@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from distill import artifact
-from distill.evaluation.serving.table import BUSY_CLIENT
-from distill.evaluation.serving.words import in_words, objective_in_words
+from distill.evaluation.serving.table import BUSY_CLIENT, lateness
+from distill.evaluation.serving.words import in_words, limits_in_words, objective_in_words
 from distill.report.blocks import Block, Cell, Code, Facts, Figure, Group, Key, KeyValues, Notice, Section, Table, Text
 from distill.report.curves import Curve, curves
 from distill.report.factors import Factor, FactorGroup, factors
@@ -48,7 +48,7 @@ def profile_page(result: dict[str, Any], *, student: str, kicker: str) -> str:
         blocks += [_latency_table([("", levels)]), *_server_table([("", levels)])]
         sections.append(Section(shorten(task, _NAME), blocks))
     first = next(iter(result["tasks"].values()))
-    facts = [_price_facts(result["price"]), _client_facts(first.get("client"))]
+    facts = [_server_facts(result), _price_facts(result["price"]), _client_facts(first.get("client"))]
     sections.append(
         Section(
             "How it was measured",
@@ -207,7 +207,7 @@ def _factor_table(found: dict[str, Any], reference: str) -> Table:
         Cell("Seconds", "a right one"),
         *(Cell("$" if unit == "usd" else "Joules", "a right one") for unit in others),
         Cell("Right answers", "points more"),
-        Cell("Seconds more", "each point, an answer"),
+        Cell("Seconds more", "a point, 1,000 answers"),
     ]
     return Table(f"Times those of {shorten(reference, _NAME)}", columns, groups)
 
@@ -237,12 +237,14 @@ def _per_point(metric: dict[str, Any] | None) -> Cell:
         return Cell(DASH)
     if found["value"] is None:
         return Cell(DASH, found["reason"] or "")
-    return Cell(compact(found["value"]), _ends(found, compact) or found["reason"] or "")
+    thousand = lambda value: compact(value and 1000 * value)  # noqa: E731
+    return Cell(thousand(found["value"]), _ends(found, thousand) or found["reason"] or "")
 
 
 def _by_shape(levels: Levels) -> list[tuple[str, Levels]]:
     """Loads that a line may join: those of one shape, from the least to the most."""
-    shapes = {"replay": "a recorded trace", "open": "requests at a rate", "closed": "so many clients"}
+    shapes = {"replay": "a recorded trace", "open": "open loop, so many requests a second"}
+    shapes["closed"] = "closed loop, so many clients"
     found = []
     for kind, name in shapes.items():
         mine = [one for one in levels if one[1]["load"]["kind"] == kind]
@@ -371,7 +373,8 @@ def _part(part: dict[str, float | None] | None, written: Any) -> Cell:
 
 
 def _latency_table(series: Sequence[tuple[str, Levels]]) -> Table:
-    judged = any(level["measured"].get("goodput") for _, levels in series for _, level in levels)
+    goodputs = [level["measured"].get("goodput") for _, levels in series for _, level in levels]
+    judged = next((goodput["objective"] for goodput in goodputs if goodput), None)
 
     def row(level: dict[str, Any]) -> list[str | Cell]:
         cells = []
@@ -383,14 +386,17 @@ def _latency_table(series: Sequence[tuple[str, Levels]]) -> Table:
                 else Cell(_ms(found["p50"]), f"p90 {_ms(found['p90'])}, p99 {_ms(found['p99'])}")
             )
         goodput = level["measured"].get("goodput")
-        cells.append(
-            Cell(percent(goodput["share"]), f"{compact(goodput['answers_per_s'])}/s") if goodput else Cell(DASH)
-        )
-        return cells
+        if goodput:
+            cells.append(Cell(percent(goodput["share"]), f"{compact(goodput['answers_per_s'])} answers/s"))
+        elif judged:
+            cells.append(Cell(DASH))
+        return [*cells, percent(level["measured"].get("client_share"))]
 
     columns = [Cell("First token", "ms"), Cell("First answer token", "ms"), Cell("Each token", "ms")]
     columns += [Cell("Whole answer", "ms"), *([Cell("Within the objective", "%")] if judged else [])]
-    return _table("Latency: medians", columns, series, row)
+    columns += [Cell("Clients", "% of their most")]
+    within = f"; the objective is {limits_in_words(judged)}" if judged else ""
+    return _table(f"Latency: medians{within}", columns, series, row)
 
 
 def _ms(seconds: float) -> str:
@@ -402,25 +408,32 @@ def _server_table(series: Sequence[tuple[str, Levels]]) -> list[Table]:
     if not any(level["measured"]["server"] for _, levels in series for _, level in levels):
         return []
 
-    def row(level: dict[str, Any]) -> list[str | Cell]:
+    def row(level: dict[str, Any]) -> list[str]:
         server = level["measured"]["server"] or {}
         seconds = [server.get(f"{name}_s_mean") for name in ("queue", "prefill", "decode", "inter_token")]
-        cache = server.get("kv_cache_usage") or {}
         use = level["measured"].get("utilisation") or {}
         return [
             *(DASH if s is None else _ms(s) for s in seconds),
-            percent(cache.get("max") if isinstance(cache, dict) else None),
+            percent((server.get("kv_cache_usage") or {}).get("max")),
             count(server.get("prefix_cache_hit_tokens")),
             count(server.get("preemptions")),
             percent(use.get("mfu")),
             percent(use.get("memory_bandwidth")),
-            percent(level["measured"].get("client_share")),
         ]
 
     columns = [Cell(name, "ms, mean") for name in ("Queue", "Prefill", "Decode", "Each token")]
     columns += [Cell("KV cache", "%, most"), Cell("Prefix hits", "tokens"), "Preemptions"]
-    columns += [Cell("MFU", "%"), Cell("Memory", "% of bandwidth"), Cell("Clients", "% of their most")]
-    return [_table("What the servers measured themselves", columns, series, row)]
+    columns += [Cell("MFU", "%"), Cell("Memory", "% of bandwidth")]
+    rows = [row(level) for _, levels in series for _, level in levels]
+    known = [i for i in range(len(columns)) if any(cells[i] != DASH for cells in rows)]
+    return [
+        _table(
+            "What the server measured itself" if len(series) == 1 else "What the servers measured themselves",
+            [columns[i] for i in known],
+            series,
+            lambda level: [row(level)[i] for i in known],
+        )
+    ]
 
 
 def _objective_table(found: dict[str, Any] | None) -> list[Table]:
@@ -434,13 +447,15 @@ def _objective_table(found: dict[str, Any] | None) -> list[Table]:
             [
                 shorten(name, _NAME),
                 _part(m["answers_per_s"], compact),
-                ", ".join(compact(rate) for rate in m["rates"]) or DASH,
+                Cell(
+                    ", ".join(compact(rate) for rate in m["rates"]) or DASH, "" if m["limited"] else "none is too high"
+                ),
                 *(_part((cost.get(per) or {}).get("seconds"), compact) for per in ("per_answer", "per_correct")),
                 *(_part((cost.get(per) or {}).get("usd"), _mille) for per in ("per_answer", "per_correct")),
             ]
         )
-    limits = ", ".join(f"{name.removesuffix('_s').upper()} {limit:g} s" for name, limit in found["objective"].items())
-    columns = ["", Cell("Answers", "a second"), Cell("Rates", "of each round"), Cell("Seconds", "an answer")]
+    limits = limits_in_words(found["objective"])
+    columns = ["", Cell("Answers", "a second"), Cell("Rates", "requests/s, each round"), Cell("Seconds", "an answer")]
     columns += [Cell("Seconds", "a right one"), Cell("$", "1,000 answers"), Cell("$", "1,000 right ones")]
     return [Table(f"At the highest rate at which 95 % of the answers keep {limits}", columns, [Group(rows)])]
 
@@ -456,7 +471,7 @@ def _found_lines(found: dict[str, Any] | None) -> list[str]:
             f"{reached} {compact(most['output_tokens_per_s'])} tokens a second, "
             f"{compact(most['answers_per_s'])} answers a second, at concurrency {most['concurrency']}."
         )
-    if rate := found["highest_rate"]:
+    if (rate := found["highest_rate"]) and (rate["rate"] or rate["failed_at"]):
         kept = (
             f"{compact(rate['rate'])} requests a second keep it" if rate["rate"] else "no rate that was tried keeps it"
         )
@@ -480,6 +495,8 @@ def _notices(series: Sequence[tuple[str, Levels]], stopped: str | None = None) -
                     f"{who}{load}: the clients were at {percent(share, 0)} % of what they can do: they may be what was "
                     "measured."
                 )
+            if late := lateness(level):
+                items.append(f"{who}{load}: {late}.")
     return [Notice("Mind this.", items)] if items else []
 
 
@@ -506,7 +523,8 @@ def _price_facts(price: dict[str, Any] | None, title: str = "Price") -> Facts | 
     ]
     if price["answers_per_month"]:
         items += [(f"paid once: {name}", usd(value)) for name, value in paid.items()]
-        items.append(("over answers", f"{count(price['answers_per_month'])} a month, {price['months']:g} months"))
+        months = f"{price['months']:g} month{'' if price['months'] == 1 else 's'}"
+        items.append(("over answers", f"{count(price['answers_per_month'])} a month, {months}"))
     return Facts(title, items)
 
 
@@ -517,9 +535,15 @@ def _contender_facts(result: dict[str, Any]) -> list[Facts]:
         budget = "none" if c["thinking_budget"] is None else f"{count(c['thinking_budget'])} tokens"
         items = [("student", c["student"]), ("thinking budget", budget), *(price.items if price else ())]
         found.append(Facts(shorten(c["name"], _NAME), items))
-    machine = result.get("machine") or {}
-    found.append(Facts("Machine", [(name, str(value)) for name, value in machine.items() if value is not None]))
-    return found
+    return [*found, _server_facts(result)]
+
+
+def _server_facts(result: dict[str, Any]) -> Facts:
+    """What answered, and on what."""
+    endpoint = result.get("endpoint") or {}
+    items = [("engine", result.get("engine")), ("dtype", result.get("dtype")), *(result.get("machine") or {}).items()]
+    items += [("endpoint", endpoint.get("url")), ("model", endpoint.get("model"))]
+    return Facts("Server", [(name, str(value)) for name, value in items if value is not None])
 
 
 def _client_facts(client: dict[str, Any] | None) -> Facts | None:

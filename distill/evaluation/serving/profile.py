@@ -1,7 +1,8 @@
 """`distill serve profile`: what a student's answers to a task's questions cost under load, task by task.
 
     folder/
-      profile.json    {"threads": of the server, null on a GPU or elsewhere, "price": pricing.py; null without hardware,
+      profile.json    {"threads": of the server, null on a GPU or elsewhere, "engine", "dtype", "machine", "endpoint":
+                       what answered, null where it is not known; "price": pricing.py; null without hardware,
                        "tasks": {name: the result of distill.serve.profile_endpoint, whose levels have besides
                          "correct", "unfinished": of the completed answers, graded; what is not finished is wrong
                          "measured": {"cost": cost.py; null without answers or a rate,
@@ -29,6 +30,7 @@ from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.evaluation.answers import Think
+from distill.evaluation.budgets import server_arguments, why_not_vllm
 from distill.evaluation.endpoint import ModelSettings
 from distill.evaluation.generate import Sampling
 from distill.evaluation.grading import grading_recipe
@@ -78,6 +80,7 @@ class StudentProfileSettings(Settings):
     max_tokens: int = Field(512, ge=1)
     temperature: float = Field(0.0, ge=0)
     think: Think = "free"
+    thinking_budget: int | None = Field(None, ge=0, description="most tokens of thinking, which vLLM ends there")
     seed: int = Field(0, ge=0, lt=2**31)
     processes: int | None = Field(None, ge=1, description="that send; one for every four cores if not given")
     timeout_s: float = Field(600.0, gt=0, description="the longest silence of the server")
@@ -97,6 +100,12 @@ class StudentProfileSettings(Settings):
         if not loads and not self.saturate:
             loads = [ClosedLoop(concurrency=c) for c in CONCURRENCIES]
         return tuple(loads)
+
+    @model_validator(mode="after")
+    def _there_is_thinking(self) -> "StudentProfileSettings":
+        if self.thinking_budget is not None and self.think == "off":
+            raise ValueError("thinking_budget: with think off there is no thinking to limit")
+        return self
 
     @property
     def load(self) -> ProfileSettings:
@@ -126,11 +135,16 @@ def profile_student(
     """Put a student under load, by a server of `serving` or one that is there, `remote`.
 
     Failed requests are counted. `of_study`: they are an error and nothing is kept, and no page is made. Raises
-    InputError; when the server was gone before the end, with what was measured beside `out`.
+    InputError, also when nothing was answered; when the server was gone before the end, with what was measured beside
+    `out`.
     """
     asked = profile_questions(settings)
-    sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature, seed=settings.seed)
+    values = settings.model_dump(include={"max_tokens", "temperature", "seed"})
+    sampling = Sampling(**values, thinking_token_budget=settings.thinking_budget)
     respondent = Respondent.load(student, asked, sampling, mode=settings.mode, think=settings.think)
+    chat, limits = respondent.subject.require_chat(), settings.thinking_budget is not None
+    if limits and (reason := why_not_vllm(chat, respondent.prompts)):
+        raise InputError(f"thinking budget: vLLM cannot limit the thinking of {student} ({reason})")
     _ = respondent.positions  # raises where the model has fewer
     recipe = profile_recipe(settings, respondent.subject, asked, serving.threads, remote)
     threads = None if remote else server_threads(serving.threads)
@@ -142,13 +156,15 @@ def profile_student(
         if work.finished:
             console.note(f"{out}: already profiled, nothing to do")
             return work.finished
-        profiled, gone = _measure(settings.load, respondent, out, serving)
+        profiled, gone = _measure(settings.load, respondent, out, serving, server_arguments(chat) if limits else ())
         device = hardware(settings.price.hardware) if settings.price else None
         tasks = {a.task.name: _task_result(respondent, a, p, price, device) for a, p in profiled}
         if remote is not None:
             for level in (level for result in tasks.values() for level in result["levels"]):
                 level["measured"]["energy"] = {"reason": NOT_OURS}
         result = {"threads": threads, "price": priced, "tasks": tasks}
+        result |= {name: recipe.get(name) for name in ("engine", "machine", "endpoint")}
+        result["dtype"] = None if remote else recipe["dtype"]
         unfinished = out.with_name(f"{out.name}.unfinished.json")
         if gone:
             artifact.write_json(unfinished, result)
@@ -156,6 +172,9 @@ def profile_student(
                 f"{student}: the server was gone before the end; what was measured is in {unfinished}\n{gone}"
             )
         failed = [line for name, found in tasks.items() for line in _failures(name, found)]
+        if not any(level["completed"] for found in tasks.values() for level in found["levels"]):
+            reason = next(iter(failed), "no request was sent")
+            raise InputError(f"{student}: nothing was answered, and nothing is kept: {reason}")
         if failed and of_study:
             raise InputError(f"{student}: {failed[0]}; run again")
         artifact.write_json(work.path / "profile.json", result)
@@ -210,7 +229,7 @@ def profile_recipe(
 
 
 def _measure(
-    load: ProfileSettings, respondent: Respondent, out: Path, serving: Serving
+    load: ProfileSettings, respondent: Respondent, out: Path, serving: Serving, arguments: tuple[str, ...]
 ) -> tuple[list[tuple[Asked, Profiled]], str | None]:
     """What every task came to, and why the server was gone before the end, if it was."""
     load = load.model_copy(update={"sampling": respondent.sampling})
@@ -220,7 +239,7 @@ def _measure(
     gone = None
     with Clients(load.processes) as clients, metered as meter:
         try:
-            with served(respondent, serving, out) as server:
+            with served(respondent, serving, out, arguments=arguments) as server:
                 if meter:
                     meter.measure_idle()
                 for a in respondent.asked:

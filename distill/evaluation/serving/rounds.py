@@ -180,14 +180,20 @@ def _energy(rounds: list[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def _server(rounds: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Counters summed, means of means; what one round lacks is null."""
+    """Counters summed, means of means, gauges of the rounds that were long enough to see one."""
     if None in rounds:
         return None
-    found = {}
+    found: dict[str, Any] = {}
     for name in rounds[0]:
         values = [one.get(name) for one in rounds]
+        seen = [value for value in values if isinstance(value, dict)]
         if all(isinstance(value, int | float) for value in values):
             found[name] = float(np.mean(values)) if name.endswith("_mean") else sum(values)
+        elif seen:
+            found[name] = {
+                "mean": float(np.mean([one["mean"] for one in seen])),
+                "max": max(one["max"] for one in seen),
+            }
     return found
 
 

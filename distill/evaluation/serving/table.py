@@ -14,6 +14,7 @@ from distill.report.numbers import DASH, compact, fixed, percent, usd
 from distill.report.text import visible
 
 BUSY_CLIENT = 0.5  # of what the clients could do at most: beyond it they may be what was measured
+LATE_S = 0.02  # of half of the requests of an open loop: a busy machine's clock is off by a few milliseconds
 THOUSAND = 1000
 _COLUMNS = ("thinking", "answer", "TTFT ms", "TTFAT ms", "TPOT ms", "tokens/s", "s/answer", "right %")
 _USD = ("$/1000", "$/1000 right")
@@ -90,7 +91,7 @@ def _found(result: dict[str, Any]) -> Iterator[str]:
     if most["concurrency"] is not None:
         at = f"{compact(most['output_tokens_per_s'])} tokens/s at concurrency {most['concurrency']}"
         yield f"saturated by {at}" if most["reached"] else f"not saturated by {at}"
-    if rate := found["highest_rate"]:
+    if (rate := found["highest_rate"]) and (rate["rate"] or rate["failed_at"]):
         kept = f"kept up to {compact(rate['rate'])} requests/s" if rate["rate"] else "kept at no rate that was tried"
         missed = f", missed at {compact(rate['failed_at'])}" if rate["failed_at"] else ""
         yield f"the objective is {kept}{missed}"
@@ -125,3 +126,13 @@ def _minded(result: dict[str, Any]) -> Iterator[str]:
         if (level["measured"]["client_share"] or 0) > BUSY_CLIENT:
             share = percent(level["measured"]["client_share"], 0)
             yield f"{name}: the clients were at {share} % of what they can do; give more --processes, or cores"
+        if late := lateness(level):
+            yield f"{name}: {late}; give more --processes, or cores"
+
+
+def lateness(level: dict[str, Any]) -> str | None:
+    """What to mind of an open loop whose clients did not keep up with the arrivals."""
+    late = level["measured"].get("late_s")
+    if late is None or late["p50"] <= LATE_S:
+        return None
+    return f"half of the requests were sent {_milliseconds(late)} ms late or more: the clients did not keep up"

@@ -37,6 +37,10 @@ def in_words(name: str, reference: str, factors: dict[str, Any]) -> str:
     )
     if seconds["cost_factor_per_correct"] is not None:
         text += f", {times(seconds['cost_factor_per_correct'])} a correct one"
+    elif "accuracy" in factors["metrics"]:
+        accuracy = factors["metrics"]["accuracy"]
+        none = [who for who, right in ((name, accuracy["value"]), (reference, accuracy["reference"])) if not right]
+        text += f" (none of {' and '.join(none)} is right)" if none else ""
     if "accuracy" in factors["metrics"]:
         value, low, high = (
             signed(100 * factors["metrics"]["accuracy"]["difference"][n]) for n in ("value", "low", "high")
@@ -47,10 +51,15 @@ def in_words(name: str, reference: str, factors: dict[str, Any]) -> str:
 
 def objective_in_words(found: dict[str, Any], reference: str) -> list[str]:
     """What `objective` says, a line for every contender but the reference."""
-    limits = ", ".join(f"{name.removesuffix('_s').upper()} {value:g} s" for name, value in found["objective"].items())
+    limits = limits_in_words(found["objective"])
     rates = {who: one["measured"]["answers_per_s"] for who, one in found["contenders"].items()}
     none = [who for who, rate in rates.items() if rate is None]
     lines = [f"within {limits}: no rate keeps it with {who}" for who in none]
+    unlimited = [who for who, one in found["contenders"].items() if rates[who] and not one["measured"]["limited"]]
+    lines += [
+        f"within {limits}: a search met no rate that is too high for {who}; the best closed loop's is taken there"
+        for who in unlimited
+    ]
     for who, factors in found["factors"].items():
         lines.append(
             f"within {limits}: {who} takes {fixed(rates[who]['value'], 2)} answers/s, {reference} "
@@ -62,6 +71,14 @@ def objective_in_words(found: dict[str, Any], reference: str) -> list[str]:
             )
         )
     return lines
+
+
+def limits_in_words(objective: dict[str, float]) -> str:
+    """
+    >>> limits_in_words({"ttft_s": 0.5, "e2e_s": 2.0})
+    'TTFT 0.5 s, E2E 2 s'
+    """
+    return ", ".join(f"{name.removesuffix('_s').upper()} {limit:g} s" for name, limit in objective.items())
 
 
 def times(part: dict[str, float | None]) -> str:

@@ -50,7 +50,7 @@ class Spread:
     seeds: float
     questions: float
     students: float
-    freedom: int
+    freedom: float
 
     def half_width(self, confidence: float) -> float:
         """Of the interval around an estimate of this spread."""

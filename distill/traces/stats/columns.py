@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from distill.errors import InputError
 from distill.tasks.answers import final_answer
+from distill.tasks.checkers import VERSION as CHECKERS_VERSION
 from distill.tasks.checkers import labels
 from distill.tasks.final_number import final_number
 from distill.tasks.letters import option_letter
@@ -22,6 +23,7 @@ from distill.traces.bill import GOLD
 from distill.traces.store import PAIRS, REJECTED, iter_columns
 from distill.traces.trace import MODES, Mode
 
+AGREEMENT_VERSION = (1, CHECKERS_VERSION)  # of `agree`, for keys of what goes by it: raise it when it says otherwise
 CountTokens = Callable[[list[str]], list[int]]
 UNKNOWN = -1  # a number of tokens, or a verdict, that is not there
 OTHER = "(other)"
@@ -183,6 +185,11 @@ def _counted(texts: pa.Array, count: CountTokens) -> np.ndarray:
 def _kind_of_verdict(text: str) -> str:
     """Verdicts that differ only in their numbers are of one kind."""
     return re.sub(r"[0-9]+", "#", " ".join(text[:200].split()))[:80]
+
+
+def agree(left: str, right: str, answer_format: str) -> bool:
+    """Whether the answers of both modes say the same, as the statistics count it."""
+    return final_answer(left) == final_answer(right) or _say_the_same(left, right, answer_format)
 
 
 def _agreement(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Threats to a study's validity, filled in from what it measured: each is a concern or was checked and found absent."""
 
 from distill.report.blocks import Check
-from distill.report.numbers import compact, count, fixed, percent, times
-from distill.study.page_figures import pick
+from distill.report.numbers import compact, count, fixed, percent, times, usd
+from distill.study.page.reading import pick
 
 # Below this share of unfinished answers, and above it of answers in the trained format, nothing is worth a warning.
 _TRUNCATED, _IN_FORMAT = 0.005, 0.99
@@ -26,6 +26,8 @@ def checks(results: dict) -> list[Check]:
         _margin(results),
         _votes(results),
         _thinking(results),
+        _mixed(results),
+        _contamination(results),
         _answers(results),
         _teacher(results),
         _learning_rates(results),
@@ -133,7 +135,7 @@ def _matching(results: dict) -> Check | None:
     others = [c for c in contrasts if c.get("matched_on") in _BY_WORK]
     beside = (
         "At matched training tokens or FLOPs: "
-        + "; ".join(f"{c['id']} {c.get('verdict') or 'not decided'}" for c in others)
+        + _listed((f"{c['id']} {c.get('verdict') or 'not decided'}" for c in others), "; ")
         + "."
         if others
         else "No contrast at matched training tokens or FLOPs was declared."
@@ -219,6 +221,64 @@ def _thinking(results: dict) -> Check | None:
     return Check("Students that leave their format", f"{_sentence(_listed(stray, '; '))}", concern=True)
 
 
+def _mixed(results: dict) -> Check | None:
+    """How far training seeds of one arm with some reasoning are apart, against pure arms; and what they ended up doing."""
+    spread: dict[bool, list[tuple[float, str, str]]] = {True: [], False: []}
+    rates: dict[str, list[float]] = {}
+    for cell, task, result in _measured(results):
+        mixed = str(cell.get("arm")).split(":")[0] in ("mixed", "sequential", "phases")
+        per_seed = pick(result, "metrics", "accuracy", "per_seed") or []
+        if len(per_seed) > 1:
+            spread[mixed].append((100 * (max(per_seed) - min(per_seed)), cell["id"], task))
+        if mixed and result.get("think_rate") is not None:
+            rates.setdefault(cell["id"], []).append(result["think_rate"])
+    if not rates and not spread[True]:
+        return None
+    said, concern = [], False
+    if spread[True]:
+        widest, cell, task = max(spread[True])
+        said.append(f"Of one arm with some reasoning, seeds are up to {fixed(widest)} points apart ({cell} on {task})")
+        if spread[False]:
+            pure = max(spread[False])[0]
+            concern = widest > max(2 * pure, results.get("margin_points") or 0.0)
+            said[-1] += f", of one with all or none up to {fixed(pure)}"
+        said[-1] += "."
+    else:
+        said.append(
+            "No arm with some reasoning was trained with more than one seed, so nothing is known of how far seeds fall apart."
+        )
+        concern = True
+    if rates:
+        least, most = min(rates, key=lambda name: min(rates[name])), max(rates, key=lambda name: max(rates[name]))
+        said.append(
+            f"They think in {percent(min(rates[least]), 0)}\u00a0% ({least}) to {percent(max(rates[most]), 0)}\u00a0% ({most}) "
+            "of their answers to a task, whatever their share of reasoning in training."
+        )
+    return Check("Stability of mixed arms", " ".join(said), concern)
+
+
+def _contamination(results: dict) -> Check | None:
+    """What a study does by itself is to tell its own training and test questions apart; the rest is another command's."""
+    if not results["tasks"]:
+        return None
+    rows = [row for row in pick(results, "preset", "traces") or [] if isinstance(row, dict)]
+    brought = [str(row.get("name")) for row in rows if row.get("import") or row.get("folder")]
+    students = [row for row in pick(results, "preset", "students") or [] if isinstance(row, dict)]
+    said = [
+        f"The pairs of {_listed(brought)} were not compared with the questions asked here, and a question that was trained on "
+        "is answered from memory."
+        if brought
+        else "Questions to train on and to ask are told apart by their text, so that none is both. Near copies were not looked for."
+    ]
+    if any("/" in str(row.get("student")) for row in students):
+        said.append("What pretrained students had read before is not known.")
+    said.append(
+        "`distill traces check TRACES --against STUDY`, with the folders of both, finds questions that share long runs of "
+        "words with a pair."
+    )
+    return Check("Contamination", " ".join(said), concern=bool(brought))
+
+
 def _answers(results: dict) -> Check | None:
     cells = {cell["id"]: cell for cell in results["cells"]}
     differ = []
@@ -246,10 +306,28 @@ def _teacher(results: dict) -> Check | None:
     elif cost == 0:
         price = "It cost nothing; a teacher that is paid for would add to the price of training."
     else:
-        price = f"It cost ${cost:,.2f}, a line of its own that no other price on this page includes."
+        price = f"It cost ${cost:,.2f}, a line of its own that only the prices said to include it do."
     style = "Its traces are more regular than a language model's. " if name == "solver" else ""
     note = f" ({note})" if note else ""
-    return Check("The teacher", f"One teacher, {name}{note}. {style}{price}", concern=cost is None or name == "solver")
+    sets = [_bill(one) for one in teacher.get("sets") or [] if isinstance(one, dict) and one.get("pairs") is not None]
+    written = f" What it wrote: {_listed(sets, '; ')}." if sets else ""
+    who = (
+        "Several teachers"
+        if len({one.get("by") for one in teacher.get("sets") or [] if isinstance(one, dict)}) > 1
+        else "One teacher"
+    )
+    return Check(
+        "The teacher", f"{who}, {name}{note}. {style}{price}{written}", concern=cost is None or name == "solver"
+    )
+
+
+def _bill(one: dict) -> str:
+    """A set of pairs with its tokens by mode and what they cost."""
+    tokens = {mode: n for mode, n in (one.get("output_tokens") or {}).items() if n is not None}
+    said = f"{one.get('name')}, {count(one['pairs'])} pairs by {one.get('by')}"
+    if tokens:
+        said += ", " + " and ".join(f"{compact(n)} tokens of {mode}" for mode, n in tokens.items())
+    return said if one.get("cost_usd") is None else f"{said} for {usd(one['cost_usd'])}"
 
 
 def _learning_rates(results: dict) -> Check | None:
@@ -279,7 +357,7 @@ def _questions(results: dict) -> Check | None:
         return None
     return Check(
         "Questions",
-        f"{_sentence('; '.join(parts))} The verdicts hold for questions like these, and for no other task.",
+        f"{_sentence(_listed(parts, '; '))} The verdicts hold for questions like these, and for no other task.",
         concern=False,
     )
 

@@ -1,0 +1,190 @@
+"""The first thing on the page: what each task's verdict is, and the differences behind the verdicts against the margin."""
+
+from collections import Counter
+
+from distill.report.blocks import Block, Card, Cards, Cell, Figure, Fold, Group, Key, Notice, Panel, Table, Text
+from distill.report.forest import Interval, forest
+from distill.report.numbers import DASH, count, fixed, signed, times
+from distill.study.page.reading import FORMAT, MOST_PANELS, confidence, ends, judged_by, pick, with_interval
+
+_TONE = {"pays": "yes", "does not pay": "no"}
+_MOST_ROWS = 12  # of one panel
+
+
+def verdict(results: dict) -> list[Block]:
+    found = results.get("verdicts") or []
+    contrasts = {c["id"]: c for c in results.get("contrasts") or []}
+    blocks: list[Block] = []
+    if not found:
+        blocks.append(Text("No verdict: no declared contrast could be computed."))
+    elif len(found) <= MOST_PANELS:
+        blocks.append(Cards([_card(results, one, contrasts.get(one.get("contrast"), {})) for one in found]))
+    else:
+        blocks += [Cards([_tally(found)]), _verdicts_table(found, contrasts)]
+        blocks.append(Fold("Every verdict as a sentence", [_sentences(found)]))
+    failures = results.get("failures") or []
+    if failures:
+        plural = "s" if len(failures) > 1 else ""
+        blocks.append(
+            Notice(
+                f"{len(failures)} failure{plural}. What depends on a failed student is missing from this page.",
+                [f"{f.get('cell')}, {f.get('stage')}: {f.get('reason')}" for f in failures],
+            )
+        )
+    figure = verdict_figure(results)
+    return [*blocks, figure] if figure else blocks
+
+
+def _card(results: dict, one: dict, contrast: dict) -> Card:
+    tasks = {task["name"]: task for task in results["tasks"]}
+    answer_format = pick(tasks.get(one["task"]), "answer_format")
+    facts = [
+        ("Difference", _points(contrast.get("difference_points"))),
+        ("Tokens per answer", times(contrast.get("token_factor"))),
+        ("FLOPs per answer", times(contrast.get("flops_factor"))),
+        ("Matched on", contrast.get("matched_on") or DASH),
+        ("Seeds, questions", f"{count(contrast.get('n_seeds'))}, {count(contrast.get('n_questions'))}"),
+    ]
+    return Card(
+        label=" · ".join(part for part in (one["task"], FORMAT.get(answer_format, answer_format)) if part),
+        headline=str(one["verdict"]).capitalize(),
+        sentence=one.get("sentence") or "",
+        facts=facts if contrast else (),
+        tone=_TONE.get(one["verdict"], "open"),
+    )
+
+
+def _tally(found: list[dict]) -> Card:
+    tally = Counter(str(one["verdict"]) for one in found)
+    told = [f"{word} on {tally[word]}" for word in ("pays", "does not pay", "cannot tell") if tally[word]]
+    named = [
+        f"It {word} on {', '.join(one['task'] for one in found if one['verdict'] == word)}."
+        for word in _TONE
+        if tally[word]
+    ]
+    only = next(iter(tally)) if len(tally) == 1 else ""
+    return Card(
+        label=f"{len(found)} tasks",
+        headline=", ".join(told).capitalize(),
+        sentence=" ".join(named) or "Of no task can this study tell.",
+        tone=_TONE.get(only, "open"),
+    )
+
+
+def _verdicts_table(found: list[dict], contrasts: dict[str, dict]) -> Table:
+    rows = []
+    for one in found:
+        contrast = contrasts.get(one.get("contrast"), {})
+        rows.append(
+            [
+                one["task"],
+                str(one["verdict"]),
+                with_interval(contrast.get("difference_points"), signed),
+                times(contrast.get("token_factor")),
+                times(contrast.get("flops_factor")),
+                count(contrast.get("n_seeds")),
+                count(contrast.get("n_questions")),
+            ]
+        )
+    columns = ["Task", "Verdict", Cell("Difference", "points [interval]"), Cell("Tokens", "per answer")]
+    columns += [Cell("FLOPs", "per answer"), "Seeds", "Questions"]
+    return Table("Verdicts", columns, [Group(rows)], prose=frozenset({1}))
+
+
+def _sentences(found: list[dict]) -> Table:
+    rows = [[one["task"], str(one["verdict"]), one.get("sentence") or DASH] for one in found]
+    return Table("In words", ["Task", "Verdict", "Sentence"], [Group(rows)], prose=frozenset({1, 2}))
+
+
+def verdict_figure(results: dict) -> Figure | None:
+    margin = results.get("margin_points") or 0.0
+    metrics = {task["name"]: judged_by(task) for task in results["tasks"]}
+    drawn = [
+        c
+        for task in results["tasks"]
+        for c in results.get("contrasts") or []
+        if c["task"] == task["name"]
+        and c.get("metric") in (None, metrics[task["name"]])
+        and pick(c, "difference_points", "value") is not None
+    ]
+    if not drawn:
+        return None
+    panels, left_out = _panels(drawn, margin), 0
+    if len(panels) > MOST_PANELS:
+        shown = [c for c in drawn if c.get("primary")] or drawn[: MOST_PANELS * _MOST_ROWS]
+        rows = [(c, _interval(c, c["task"])) for c in shown]
+        panels = [
+            _panel(rows[i : i + _MOST_ROWS], margin, "Contrasts that decide a verdict")
+            for i in range(0, len(rows), _MOST_ROWS)
+        ]
+        left_out = len(drawn) - len(shown)
+    rest = f" The other {left_out} contrasts are in the data and in the table under Numbers." if left_out else ""
+    return Figure(
+        title="Differences behind the verdicts",
+        caption=(
+            f"Each line is a difference between two students with its {confidence(results)} interval. Shaded: gains "
+            f"below the margin of {fixed(margin)} points declared before the run. An interval wholly beyond the shade means "
+            f"“pays”, wholly in it “does not pay”, across its edge “cannot tell”.{rest}"
+        ),
+        panels=panels,
+        data=[_row(c, margin) for c in drawn],
+        file_name="contrasts.csv",
+        legend=(
+            Key("decides the verdict", "ink", "disc"),
+            *(() if left_out else (Key("also declared", "grey", "ring"),)),
+            Key("gain below the margin", "muted", "band"),
+        ),
+    )
+
+
+def _panels(drawn: list[dict], margin: float) -> list[Panel]:
+    """One a task, the contrast that decides first; of many contrasts the first are drawn."""
+    panels = []
+    for task in dict.fromkeys(c["task"] for c in drawn):
+        of_task = sorted((c for c in drawn if c["task"] == task), key=lambda c: not c.get("primary"))[:_MOST_ROWS]
+        rows = [(c, _interval(c, _name(c))) for c in of_task]
+        panels.append(_panel(rows, margin, task))
+    return panels
+
+
+def _name(contrast: dict) -> str:
+    return contrast["id"].removeprefix(f"{contrast['task']}/").replace(f"/{contrast.get('metric')}/", "/")
+
+
+def _interval(contrast: dict, label: str) -> Interval:
+    return Interval(label, *ends(contrast["difference_points"]), emphasis=bool(contrast.get("primary")))
+
+
+def _panel(rows: list[tuple[dict, Interval]], margin: float, title: str) -> Panel:
+    spoken = "; ".join(f"{i.label}: {signed(i.value)}, {signed(i.low)} to {signed(i.high)}" for _, i in rows)
+    return forest(
+        [interval for _, interval in rows],
+        margin=margin,
+        title=title,
+        description=f"Differences on {title} in points with their intervals. {spoken}.",
+        x_label="difference in points",
+    )
+
+
+def _row(contrast: dict, margin: float) -> dict:
+    interval = _interval(contrast, "")
+    return {
+        "task": contrast["task"],
+        "contrast": contrast["id"],
+        "treatment": contrast.get("treatment"),
+        "control": contrast.get("control"),
+        "matched_on": contrast.get("matched_on"),
+        "metric": contrast.get("metric"),
+        "difference_points": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "margin_points": margin,
+        "primary": interval.emphasis,
+        "verdict": contrast.get("verdict"),
+    }
+
+
+def _points(value: dict | None) -> str:
+    low, high = pick(value, "low"), pick(value, "high")
+    interval = f" [{signed(low)}, {signed(high)}]" if low is not None and high is not None else ""
+    return f"{signed(pick(value, 'value'))}{interval} points"

@@ -1,0 +1,563 @@
+"""All of a plan, as one dictionary: what `--json` prints and table.py shows.
+
+    title, hardware, priced      the study, the row of hardware.yaml
+    rates                        what seconds rest on: {"kind": "assumed" | "calibrated", ...}
+    traces[]                     every set of pairs: pairs, tokens of the teacher, money, whether it is there
+    cells[]                      every arm in every size, one student of it: training, generation, memory, seconds
+    asked[]                      the teacher and untrained bases that are asked the same questions
+    stages[]                     traces, train, serve and ask: sums over what is missing and what is there
+    total                        device_hours, wall_hours (None where nobody knows how many devices), usd
+    detectable[], assumed        the smallest difference that can be shown, and under which assumptions
+    actual                       beside a run, if there is one in `out`
+    errors[], notes[]            what is wrong; what is of this machine or not known
+
+Hours are those of one device, devices counted; what is finished in `out` is not among them.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import console
+from distill.artifact import Artifact
+from distill.errors import InputError
+from distill.evaluation.serving.profile import StudentProfileSettings
+from distill.evaluation.settings import EvaluateSettings
+from distill.flops import Hardware, hardware
+from distill.packing.source import TraceSet, read_traces
+from distill.settings import validate
+from distill.study.cells import Cell, cells
+from distill.study.outcomes import MemberOutcome
+from distill.study.plan import detectable as power
+from distill.study.plan.actual import beside, stage_seconds
+from distill.study.plan.answers import Answering, Batch, graded, under_load
+from distill.study.plan.counts import Lengths, Training, counted, expected
+from distill.study.plan.hub import from_the_cache_at_once
+from distill.study.plan.memory import GIB, Device, Need, while_serving, while_training
+from distill.study.plan.problems import Problems, engine, questions, runs_here, teachers
+from distill.study.plan.rates import Wanted, calibrate, read_rates
+from distill.study.plan.seconds import Assumed, Rates
+from distill.study.plan.shapes import Shape, model_shape, student_shape
+from distill.study.plan.teaching import Pairs, pairs_of, solved
+from distill.study.rows import TraceRow
+from distill.study.settings import StudySettings
+from distill.study.workplace import NotMade, Workplace, local_gpus
+from distill.traces.teachers.settings import VllmSettings
+from distill.training.peak import peak_flops
+from distill.training.settings import TrainSettings
+
+SCHEMA = "distill-plan/1"
+TENSOR_PARALLEL = "--tensor-parallel-size"
+
+
+def plan(
+    settings: StudySettings, out: Path | None = None, *, row: str | None = None, measure: bool = False
+) -> dict[str, Any]:
+    """The plan of a study, or of what is missing of it in `out`; with `measure` students are trained and served for a
+    moment, and how fast they were is kept in `out`. Raises InputError for an unknown hardware row."""
+    if measure and out is None:
+        raise InputError("--calibrate keeps what it measured in the study's folder: give --out")
+    with ExitStack() as stack:
+        stack.enter_context(from_the_cache_at_once())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-plan-")))
+        return _Plan(settings, out, scratch, hardware(row or settings.hardware)).make(measure)
+
+
+@dataclass
+class _Cell:
+    """One cell and what is known of it."""
+
+    cell: Cell
+    shape: Shape | None = None
+    training: Training | None = None
+    batches: list[Batch] = field(default_factory=list)
+    lengths: Lengths | None = None
+    trains: int = 0  # students that are trained for it, those of an arm asked otherwise not counted twice
+    trained: list[Artifact] = field(default_factory=list)
+    served: list[MemberOutcome] = field(default_factory=list)
+    seconds: dict[str, float | None] = field(default_factory=dict)  # of a stage of one student
+    took: dict[str, list[float | None]] = field(default_factory=lambda: {"train": [], "serve": []})  # of what is there
+    steps_seconds: float | None = None  # of its training, without the process's start
+    needs: dict[str, Need] = field(default_factory=dict)
+    votes: int = 0  # of its students, how many vote
+    vote_batches: list[Batch] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.cell.id
+
+    @property
+    def devices(self) -> int:
+        return self.cell.size.devices
+
+    @property
+    def generated(self) -> float:
+        """Tokens of one student, without votes."""
+        return sum(batch.generated for batch in self.batches)
+
+    @property
+    def voted(self) -> float:
+        return sum(batch.generated for batch in self.vote_batches)
+
+
+@dataclass
+class _Plan:
+    settings: StudySettings
+    out: Path | None
+    scratch: Path
+    row: Hardware
+    problems: Problems = field(default_factory=Problems)
+
+    def make(self, measure: bool) -> dict[str, Any]:
+        self.asked, self.unasked = questions(self.settings, self.problems)
+        engine(self.row, self.problems)
+        self.pairs: dict[str, Pairs] = {
+            row.name: pairs_of(self.settings, row, self.place, self.problems) for row in self.settings.trace_rows
+        }
+        teachers(self.settings, [p.row for p in self.pairs.values() if not p.done], self.row, self.problems)
+        device = Device.of(self.row)
+        for pairs in self.pairs.values():
+            if pairs.source == "expected" and isinstance(pairs.row.teacher, VllmSettings):
+                self._serve_teacher(pairs, pairs.row.teacher, device)
+        found = [self._cell(cell, device) for cell in cells(self.settings)]
+        self._require_room(found)
+        self._count_students(found)
+        rates = self._rates(found, device, measure)
+        for one in found:
+            self._time(one, rates)
+        beside = self._asked(found, rates, device)
+        stages = self._stages(found, beside)
+        result = {
+            "schema": SCHEMA,
+            "title": self.settings.title,
+            "out": None if self.out is None else str(self.out),
+            "hardware": self.row.name,
+            "priced": {"usd_per_hour": self.row.price_usd_per_hour, "illustrative": self.row.illustrative},
+            "rates": rates.describe(),
+            "traces": [one.to_json() for one in self.pairs.values()],
+            "cells": [self._to_json(one) for one in found],
+            "asked": beside,
+            "stages": stages,
+            "total": self._total(stages),
+            "detectable": power.detectable(self.settings, {a.task.name: len(a.problems) for a in self.asked}),
+            "assumed": power.ASSUMED,
+            "actual": self._actual(found),
+        }
+        return result | {"errors": self.problems.errors, "notes": self.problems.notes}
+
+    # Where things are.
+
+    @cached_property
+    def threads(self) -> int:
+        """Of each stage, as a run has them."""
+        cores = len(os.sched_getaffinity(0))
+        return max(1, cores // len(local_gpus() or range(cores)))
+
+    @cached_property
+    def place(self) -> Workplace | None:
+        """Where the study is, or would be; None where its questions are not here."""
+        try:
+            return Workplace(self.settings, self.out or self.scratch, self.threads)
+        except InputError as error:
+            if not self.unasked:  # else that is said already
+                self.problems.add(str(error))
+            return None
+
+    @cached_property
+    def documents(self) -> Path:
+        """Where tokenized pairs are kept: where training will look for them, if they are made from what it reads."""
+        return (self.out or self.scratch) / "documents"
+
+    def _trace_set(self, row: TraceRow) -> TraceSet | None:
+        made = self.pairs[row.name].made
+        if made is None:
+            return None
+        if row.name not in self._read:
+            self._read[row.name] = read_traces(made.path)
+        return self._read[row.name]
+
+    @cached_property
+    def _read(self) -> dict[str, TraceSet]:
+        return {}
+
+    @cached_property
+    def _trainings(self) -> dict[str, Training | None]:
+        return {}
+
+    def _serve_teacher(self, pairs: Pairs, teacher: VllmSettings, device: Device) -> None:
+        """What a teacher takes that is served on devices of the row."""
+        try:
+            shape = model_shape(teacher.vllm, trained=False)
+        except InputError as error:
+            pairs.note = f"what the teacher takes is not known ({error})"
+            return
+        devices = tensor_parallel(teacher.server.arguments)
+        limit, mean = teacher.max_tokens, pairs.mean
+        means = [mean.reasoning] + ([mean.ift] if pairs.row.gold == "grade" else [])
+        batches = [
+            Batch("pairs", "", pairs.count, teacher.concurrency, mean.prompt, min(m, limit), limit) for m in means
+        ]
+        need = while_serving(shape, device, devices, mean.prompt + limit)
+        if not need.fits:
+            self.problems.add(
+                f"traces {pairs.row.name}: serving {teacher.vllm} needs about {need.total / GIB:.1f} GiB on each of {devices} "
+                f"{self.row.name} ({need.largest}), which has {need.has / GIB:.1f} for it; give its server "
+                f"`arguments: [{TENSOR_PARALLEL}, N]`"
+            )
+        seconds = Assumed(self.row, device.kind, None).serving("teacher", shape, batches, devices)
+        pairs.usd = self._usd(seconds, devices)
+        pairs.seconds = 0.0 if seconds is None else seconds * devices
+        if seconds is None:
+            pairs.note = "how long its teacher takes is not known on this hardware"
+
+    # A cell.
+
+    def _cell(self, cell: Cell, device: Device) -> _Cell:
+        found = _Cell(cell)
+        member, asked = cell.students()[0], self._asking(cell)
+        settings = member.train_settings(self.settings)
+        first = member.origin(self.settings)
+        if first is not None:
+            origin = self._look("train", first)
+            if origin is not None:
+                settings = settings.model_copy(update={"student": str(origin.path)})
+            else:
+                self.problems.add(
+                    f"{cell.size.name}: goes on from {first.student}, which is not there yet; its tokens are counted as if "
+                    "it began from its `student`",
+                    note=True,
+                )
+        try:
+            found.shape = student_shape(settings)
+        except InputError as error:
+            self.problems.add(str(error))
+            return found
+        if member.student not in self._trainings:
+            self._trainings[member.student] = self._training(cell, settings, found.shape)
+        found.training = self._trainings[member.student]
+        if found.training is None:
+            return found
+        if found.training.source == "counted" and found.shape.source.startswith("size "):
+            found.shape = student_shape(settings.model_copy(update={"vocab_size": found.training.vocabulary}))
+        found.lengths = found.training.lengths
+        how = Answering.of_arm(settings, asked, found.lengths)
+        load, arm = self._load(cell, asked), cell.arm
+        names = [a.task.name for a in self.asked]
+        found.batches = [*graded(asked, self.asked, how), *under_load(load, names, how, arm.thinking_budget)]
+        majority = self.settings.comparators.majority
+        if majority is not None and arm.id == majority.arm:
+            found.votes = len(self.settings.seeds_of("majority", cell.size) or [])
+            voting = asked.model_copy(update={"samples": majority.votes, "thinking_budgets": (None,)})
+            rows = {row.task for row in self.settings.tasks if row.task in (majority.tasks or [row.task])}
+            names = {task.partition(":")[0] for task in rows} | rows
+            voted = [a for a in self.asked if a.task.name in names]
+            found.vote_batches = graded(voting, voted, how, "votes") if found.votes else []
+        self._keep_needs(found, settings, device)
+        return found
+
+    def _asking(self, cell: Cell) -> EvaluateSettings:
+        return self.settings.evaluate_settings(**self.settings.asking(cell.arm))
+
+    def _load(self, cell: Cell, asked: EvaluateSettings) -> StudentProfileSettings:
+        if self.place is not None:
+            return self.place.load_settings(cell.arm)
+        values = {"tasks": [row.task for row in self.settings.tasks], **self.settings.serving}
+        values |= {} if asked.max_tokens is None else {"max_tokens": asked.max_tokens}
+        return validate(StudentProfileSettings, values, source="serving")
+
+    def _training(self, cell: Cell, settings: TrainSettings, shape: Shape) -> Training | None:
+        """Of one student: counted where its pairs and its tokenizer are here."""
+        row = self.settings.traces_of(cell.arm)
+        pairs, trace_set = self.pairs[row.name], self._trace_set(row)
+        if trace_set is not None:
+            try:
+                settings = settings.for_ranks(cell.size.devices)
+                with console.hushed():
+                    return counted(settings, trace_set, self.documents, solved(row, self.asked))
+            except InputError as error:
+                if pairs.mean is None:
+                    self.problems.add(str(error))
+                    return None
+                self.problems.add(
+                    f"{cell.size.name}: not counted ({error}); expected from `expected_tokens`", note=True
+                )
+        if pairs.mean is None or pairs.count is None:
+            return None
+        return expected(settings, shape, pairs.mean, pairs.count)
+
+    def _keep_needs(self, found: _Cell, settings: TrainSettings, device: Device) -> None:
+        size, shape = found.cell.size, found.shape
+        how = (settings, shape, found.training, device, size.devices, size.activation_checkpointing)
+        longest = max((b.prompt_tokens + b.longest for b in [*found.batches, *found.vote_batches]), default=0)
+        serving = while_serving(shape, device, size.devices, longest)
+        found.needs = {"training": while_training(*how), "serving": serving}
+
+    def _require_room(self, found: list[_Cell]) -> None:
+        """Say of every size that does not fit which of its cells needs most."""
+        for size in self.settings.students:
+            for what in ("training", "serving"):
+                large = [c for c in found if c.cell.size is size and c.needs and not c.needs[what].fits]
+                if not large:
+                    continue
+                worst = max(large, key=lambda cell: cell.needs[what].total)
+                need, more = worst.needs[what], f" (and {len(large) - 1} more of {size.name})" if len(large) > 1 else ""
+                less = (
+                    []
+                    if what == "serving" or size.activation_checkpointing == "full"
+                    else ["activation_checkpointing: full"]
+                )
+                cures = [*less, "more `devices`", *(["LoRA", "fewer row_tokens"] if what == "training" else [])]
+                self.problems.add(
+                    f"{worst.id}{more}: {what} needs about {need.total / GIB:.1f} GiB on each of {size.devices} "
+                    f"{self.row.name} ({need.largest}), which has {need.has / GIB:.1f} for it; give its student "
+                    f"{', or '.join(cures)}"
+                )
+
+    def _count_students(self, found: list[_Cell]) -> None:
+        """How many students each cell has trained for it, and what of it is there."""
+        seen: set[str] = set()
+        took = {} if self.out is None else stage_seconds(self.out)
+        for one in found:
+            for member in one.cell.students():
+                if member.student not in seen:
+                    seen.add(member.student)
+                    one.trains += 1
+                    if (student := self._look("train", member)) is not None:
+                        one.trained.append(student)
+                        one.took["train"].append(took.get(f"train {member.student}"))
+                if (outcome := self._look("serve", member)) is not None:
+                    one.served.append(outcome)
+                    one.took["serve"].append(took.get(f"serve {member.id}"))
+
+    def _look(self, stage: str, *of: Any) -> Any:
+        """What a stage left in `out`; None where it has not been done."""
+        if self.out is None or self.place is None:
+            return None
+        try:
+            return getattr(self.place.looking(), stage)(*of)
+        except NotMade:
+            return None
+        except InputError as error:
+            self.problems.add(f"{stage}: {error}", note=True)
+            return None
+
+    # Seconds and money.
+
+    def _rates(self, found: list[_Cell], device: Device, measure: bool) -> Rates:
+        if self.row.peak_bf16_tflops is not None:
+            peak = 1e12 * self.row.peak_bf16_tflops
+        else:
+            peak = self._peak_here()
+        assumed = Assumed(self.row, device.kind, peak)
+        if measure and not runs_here(self.row):
+            raise InputError(f"--calibrate measures this machine, which is no {self.row.name}")
+        if measure:
+            self._measure(found)
+        return read_rates(self.out, assumed) if self.out is not None and runs_here(self.row) else assumed
+
+    def _measure(self, found: list[_Cell]) -> None:
+        """Calibrate each size that one device trains, with the arms of the shortest and the longest steps."""
+        wanted: dict[str, list[Wanted]] = {}
+        for one in found:
+            if one.training is not None and one.training.source == "counted" and one.devices == 1:
+                settings = one.cell.students()[0].train_settings(self.settings)
+                wanted.setdefault(one.cell.size.name, []).append(Wanted(one.cell, settings, one.training))
+        for size, all_of in wanted.items():
+            ends = [min(all_of, key=lambda c: c.tokens_a_step), max(all_of, key=lambda c: c.tokens_a_step)]
+            wanted[size] = ends[: 1 + (ends[0].name != ends[1].name)]
+        first = {one.cell.size.name: one for one in reversed(found) if one.training is not None}
+        if self.place is None:
+            raise InputError("--calibrate: the questions of this study are not here")
+        calibrate(
+            wanted,
+            {size: one.shape for size, one in first.items()},
+            {size: [*one.batches, *one.vote_batches] for size, one in first.items()},
+            self.place,
+            lambda cell: self._trace_set(self.settings.traces_of(cell.arm)),
+            self.threads,
+        )
+
+    def _peak_here(self) -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return peak_flops(torch.device("cpu"), torch.float32)[0]
+        finally:
+            torch.set_num_threads(before)
+
+    def _time(self, one: _Cell, rates: Rates) -> None:
+        if one.training is None:
+            return
+        size = one.cell.size.name
+        training = replace(one.training, flops=one.training.flops * self._run_again(one))
+        one.steps_seconds = rates.training(size, one.shape, training, one.devices)
+        start = rates.start(size, one.devices)
+        one.seconds["train"] = None if one.steps_seconds is None else start + one.steps_seconds
+        one.seconds["serve"] = None if self.unasked else rates.serving(size, one.shape, one.batches, one.devices)
+        if one.vote_batches and not self.unasked:
+            whole = rates.serving(size, one.shape, [*one.batches, *one.vote_batches], one.devices)
+            alone = one.seconds["serve"]
+            one.seconds["votes"] = None if whole is None else whole - alone
+
+    def _run_again(self, one: _Cell) -> float:
+        """What activation checkpointing makes of the FLOPs: a forward more, or with `selective` not all of it."""
+        if one.cell.size.activation_checkpointing == "off":
+            return 1.0
+        return 1.0 + (1 / 2 if one.shape.model.adapter_weights else 1 / 3)
+
+    def _usd(self, seconds: float | None, devices: int) -> float | None:
+        threads = self.threads if self.row.cores is not None else None
+        return None if seconds is None else devices * self.row.usd(seconds, threads)
+
+    def _asked(self, found: list[_Cell], rates: Rates, device: Device) -> list[dict[str, Any]]:
+        """What stands beside the arms and is asked once."""
+        beside = []
+        of_size = {one.cell.size.name: one for one in reversed(found) if one.lengths is not None}
+        comparators = self.settings.comparators
+        for size in self.settings.students:
+            one = of_size.get(size.name)
+            if comparators.base is None or self.settings.seeds_of("base", size) is not None or one is None:
+                continue
+            asked = self.settings.evaluate_settings(few_shot=comparators.base.few_shot, think="free")
+            shots = 1 + comparators.base.few_shot
+            how = Answering(0.0, one.lengths)
+            batches = [replace(b, prompt_tokens=shots * b.prompt_tokens) for b in graded(asked, self.asked, how)]
+            seconds = None if self.unasked else rates.serving(size.name, one.shape, batches, size.devices)
+            done = self._look("ask_base", size) is not None
+            beside.append(self._asked_row(f"{size.name}-base", batches, seconds, size.devices, done, None))
+        teacher = comparators.teacher
+        if teacher is not None and of_size:
+            lengths = next(iter(of_size.values())).lengths
+            values: dict[str, Any] = {"think": teacher.think}
+            values |= {} if teacher.max_tokens is None else {"max_tokens": teacher.max_tokens}
+            asked = self.settings.evaluate_settings(**values)
+            how = Answering(0.0 if teacher.think == "off" else 1.0, lengths)
+            batches = graded(asked, self.asked, how)
+            prices = (teacher.usd_per_million_input, teacher.usd_per_million_output)
+            money = None
+            if None not in prices and not self.unasked:
+                money = sum(b.answers * b.prompt_tokens * prices[0] + b.generated * prices[1] for b in batches) / 1e6
+            beside.append(self._asked_row("teacher", batches, 0.0, 0, self._look("ask_teacher") is not None, money))
+        return beside
+
+    def _asked_row(
+        self, name: str, batches: list[Batch], seconds: float | None, devices: int, done: bool, usd: float | None
+    ) -> dict[str, Any]:
+        return {
+            "id": name,
+            "answers": sum(b.answers for b in batches),
+            "prompt_tokens": sum(b.answers * b.prompt_tokens for b in batches),
+            "generated_tokens": None if self.unasked else sum(b.generated for b in batches),
+            "seconds": seconds,
+            "devices": devices,
+            "usd": usd if devices == 0 else self._usd(seconds, devices),
+            "done": done,
+        }
+
+    # Sums.
+
+    def _stages(self, found: list[_Cell], beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        missing = [(one, one.trains - len(one.trained)) for one in found]
+        train = self._sum("train", sum(one.trains for one in found), sum(len(one.trained) for one in found))
+        serve = self._sum("serve", sum(len(one.cell.seeds) for one in found), sum(len(one.served) for one in found))
+        for one, count in missing:
+            training, seconds = one.training, one.seconds.get("train")
+            _add(train, "tokens", training and training.tokens, one.trains)
+            _add(train, "flops", training and training.flops, one.trains)
+            _add(train, "device_seconds", seconds and seconds * one.devices, count)
+            _add(train, "usd", self._usd(seconds, one.devices), count)
+        for one in found:
+            students = len(one.cell.seeds)
+            count = students - len(one.served)
+            votes = min(one.votes, count)
+            _add(serve, "generated_tokens", one.generated if one.training and not self.unasked else None, students)
+            _add(serve, "generated_tokens", one.voted, one.votes)
+            for seconds, times in ((one.seconds.get("serve"), count), (one.seconds.get("votes", 0.0), votes)):
+                _add(serve, "device_seconds", seconds and seconds * one.devices, times)
+                _add(serve, "usd", self._usd(seconds, one.devices), times)
+        traces = self._sum("traces", len(self.pairs), sum(one.done for one in self.pairs.values()))
+        for pairs in self.pairs.values():
+            _add(traces, "generated_tokens", pairs.output_tokens, 1)
+            _add(traces, "usd", 0.0 if pairs.done else pairs.usd, 1)
+            _add(traces, "device_seconds", pairs.seconds, 1)
+        stages = [traces, train, serve]
+        if beside:
+            ask = self._sum("ask", len(beside), sum(one["done"] for one in beside))
+            for one in beside:
+                _add(ask, "generated_tokens", one["generated_tokens"], 1)
+                _add(ask, "device_seconds", one["seconds"] and one["seconds"] * one["devices"], int(not one["done"]))
+                _add(ask, "usd", one["usd"], int(not one["done"]))
+            stages.append(ask)
+        return stages
+
+    def _sum(self, name: str, jobs: int, done: int) -> dict[str, Any]:
+        numbers = {"tokens": 0, "generated_tokens": 0, "flops": 0.0, "device_seconds": 0.0, "usd": 0.0}
+        return {"stage": name, "jobs": jobs, "done": done, **numbers}
+
+    def _total(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        parts = [stage["device_seconds"] for stage in stages]
+        seconds = None if None in parts else sum(parts)
+        money = [stage["usd"] for stage in stages]
+        together = None
+        if runs_here(self.row) and seconds is not None:
+            slots = len(local_gpus()) or len(os.sched_getaffinity(0))
+            together = seconds / slots
+        return {
+            "device_seconds": seconds,
+            "wall_seconds_here": together,
+            "usd": None if None in money else sum(money),
+            "training_flops": stages[1]["flops"],
+        }
+
+    def _actual(self, found: list[_Cell]) -> list[dict[str, Any]] | None:
+        if not any(one.trained or one.served for one in found):
+            return None
+        return beside(found)
+
+    def _to_json(self, one: _Cell) -> dict[str, Any]:
+        usd = {stage: self._usd(seconds, one.devices) for stage, seconds in one.seconds.items()}
+        return {
+            "id": one.id,
+            "size": one.cell.size.name,
+            "arm": one.cell.arm.id,
+            "student": one.cell.size.student,
+            "seeds": one.cell.seeds,
+            "devices": one.devices,
+            "parameters": one.shape and one.shape.parameters,
+            "trainable_parameters": one.shape and one.shape.trainable,
+            "shape_from": one.shape and one.shape.source,
+            "training": one.training and one.training.to_json(),
+            "trainings": one.trains,
+            "generation": [batch.to_json() for batch in one.batches],
+            "votes": [batch.to_json() for batch in one.vote_batches],
+            "voting_seeds": one.votes,
+            "seconds": one.seconds,
+            "usd": usd,
+            "memory": {name: need.to_json() for name, need in one.needs.items()},
+            "done": {"train": len(one.trained), "serve": len(one.served)},
+        }
+
+
+def _add(stage: dict[str, Any], name: str, value: float | None, times: int) -> None:
+    """Nothing that is not known makes a sum known."""
+    if times == 0 or stage[name] is None:
+        return
+    stage[name] = None if value is None else stage[name] + value * times
+
+
+def tensor_parallel(arguments: Sequence[str]) -> int:
+    """Over how many devices a server with these arguments of vLLM's spreads a model.
+
+    >>> tensor_parallel(["--tensor-parallel-size", "4"]), tensor_parallel(["--tensor-parallel-size=2"]), tensor_parallel([])
+    (4, 2, 1)
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    after = words[words.index(TENSOR_PARALLEL) + 1 :] if TENSOR_PARALLEL in words else []
+    return int(after[0]) if after and after[0].isdecimal() else 1
