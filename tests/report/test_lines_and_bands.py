@@ -25,7 +25,15 @@ def test_lines_name_their_sizes_and_keep_to_the_palette():
         Line([(x, random.uniform(-30, 30), None, None) for x in xs[1:]], "grey", "square", dashed=True),
         Line([], "blue"),
     ]
-    panel = lines(series, title="t", description="d", x_label="student", y_label="gain", ticks=[(x, f"<{i}>") for i, x in enumerate(xs)], margin=2.0)  # fmt: skip
+    panel = lines(
+        series,
+        title="t",
+        description="d",
+        x_label="student",
+        y_label="gain",
+        ticks=[(x, f"<{i}>") for i, x in enumerate(xs)],
+        margin=2.0,
+    )
     found = texts(panel.svg)
     assert {f"<{i}>" for i in range(5)} <= set(found) and {"student", "gain"} <= set(found)
     assert not re.search(r"#(?!0d15)[0-9a-f]{6}", re.sub(r'"#', "", str(panel.svg)))
@@ -38,7 +46,10 @@ def test_lines_of_little_or_nothing_are_drawn(series):
 
 
 def test_a_band_is_shaded_where_it_says():
-    points = [Point(10.0**i, 20.0 * i, 20.0 * i - 5, 20.0 * i + 5, f"p{i}", "blue", x_low=0.8 * 10**i, x_high=1.2 * 10**i) for i in range(1, 5)]  # fmt: skip
+    points = [
+        Point(10.0**i, 20.0 * i, 20.0 * i - 5, 20.0 * i + 5, f"p{i}", "blue", x_low=0.8 * 10**i, x_high=1.2 * 10**i)
+        for i in range(1, 5)
+    ]
     at = {"x_label": "x", "y_label": "y", "y_range": (0, 100), "title": "t", "description": "d"}
     plain = scatter(points, **at)
     assert "var(--shade)" not in plain.svg

@@ -245,7 +245,15 @@ def made_up_analysis(results: dict, domains: dict[str, str], formats: dict[str, 
                         steps, (p["id"], p["cost"]["value"], best - 0.01, best - 0.03, best + 0.02), strict=True
                     ):
                         steps[key].append(value)
-            frontiers.append({"task": task, "cost": cost, "points": points, "frontier": steps, "left_out": []})
+            frontiers.append(
+                {
+                    "task": task,
+                    "cost": cost,
+                    "points": points,
+                    "frontier": steps,
+                    "left_out": ["silent-teacher"] if cost == "flops" else [],
+                }
+            )
     pairs = {}
     for c in results["contrasts"]:
         key = (c["treatment"].removeprefix(f"{c['size']}-"), c["control"].removeprefix(f"{c['size']}-"))
@@ -276,15 +284,50 @@ def made_up_analysis(results: dict, domains: dict[str, str], formats: dict[str, 
     once = {"training": {"treatment": 900.0, "control": 200.0}, "teacher": {"treatment": 1100.0, "control": 134.5}}
     spread = [{"answers": N} | priced for N in (1_000, 10_000, 100_000, 1_000_000, 10_000_000)]
     outcomes = [
-        {"measured": priced | {"usd_per_answer": {"treatment": 0.0004, "control": 0.00005}, "one_off_usd": once, "with_training": spread, "with_training_and_teacher": spread}, "reason": None},
+        {
+            "measured": priced
+            | {
+                "usd_per_answer": {"treatment": 0.0004, "control": 0.00005},
+                "one_off_usd": once,
+                "with_training": spread,
+                "with_training_and_teacher": spread,
+            },
+            "reason": None,
+        },
         {"measured": None, "reason": "an answer of one of both has no price"},
-        {"measured": {"usd_per_correct": None, "pays": None, "reason": "the difference in accuracy may be nothing", "at_least_usd": 0.003}, "reason": None},
-        {"measured": {"usd_per_correct": None, "pays": "never", "reason": "right less often and no cheaper", "at_least_usd": None}, "reason": None},
-    ]  # fmt: skip
+        {
+            "measured": {
+                "usd_per_correct": None,
+                "pays": None,
+                "reason": "the difference in accuracy may be nothing",
+                "at_least_usd": 0.003,
+            },
+            "reason": None,
+        },
+        {
+            "measured": {
+                "usd_per_correct": None,
+                "pays": "never",
+                "reason": "right less often and no cheaper",
+                "at_least_usd": None,
+            },
+            "reason": None,
+        },
+    ]
     return {
         "frontier": frontiers,
         "equal_cost": [
-            {"task": task, "id": cell["id"], "cost": cost, "at": 1e6, "between": ["0.5b-ift", "1.5b-ift"], "control_accuracy": 0.5, "difference_points": interval(2, 3), "beyond": False, "reason": None}
+            {
+                "task": task,
+                "id": cell["id"],
+                "cost": cost,
+                "at": 1e6,
+                "between": ["0.5b-ift", "1.5b-ift"],
+                "control_accuracy": 0.5,
+                "difference_points": interval(2, 3),
+                "beyond": False,
+                "reason": None,
+            }
             for task in [*names, "all"]
             for cell in results["cells"]
             if cell["arm"] != "ift"
@@ -295,7 +338,10 @@ def made_up_analysis(results: dict, domains: dict[str, str], formats: dict[str, 
                 "task": task,
                 "treatment": treatment,
                 "control": control,
-                "sizes": [{"size": c["size"], "parameters": SIZES[c["size"]], "difference_points": c["difference_points"]} for c in of[task]],
+                "sizes": [
+                    {"size": c["size"], "parameters": SIZES[c["size"]], "difference_points": c["difference_points"]}
+                    for c in of[task]
+                ],
                 "per_doubling_points": interval(3, 1),
                 "pays_from_parameters": interval(2e9, 1e9) if i % 2 else None,
                 "reason": None if i % 2 else "the gain may not grow with size",
@@ -307,7 +353,14 @@ def made_up_analysis(results: dict, domains: dict[str, str], formats: dict[str, 
         "by_domain": by_kind("domain", domains),
         "by_suite": by_kind("suite", {name: f"{domains[name]}/{formats[name]}" for name in names}),
         "lengths": [
-            {"cell": cell["id"], "task": task, "right": {"n": 700, "mean": 900.0, "p50": 800.0, "p90": 2000.0}, "wrong": {"n": 300, "mean": 1500.0, "p50": 1400.0, "p90": 4000.0}, "ratio": interval(1.7, 0.2), "ratio_finished": interval(1.5, 0.2)}
+            {
+                "cell": cell["id"],
+                "task": task,
+                "right": {"n": 700, "mean": 900.0, "p50": 800.0, "p90": 2000.0},
+                "wrong": {"n": 300, "mean": 1500.0, "p50": 1400.0, "p90": 4000.0},
+                "ratio": interval(1.7, 0.2),
+                "ratio_finished": interval(1.5, 0.2),
+            }
             for cell in results["cells"]
             for task in names
         ],
@@ -318,9 +371,21 @@ def made_up_analysis(results: dict, domains: dict[str, str], formats: dict[str, 
             for i, task in enumerate(names)
         ],
         "interactions": [
-            {"task": names[0], "metric": "accuracy", "treatment": "reasoning", "control": "ift", "students": ["0.5b", "7b"], "difference_points": interval(-9, 3), "p_value": 0.01, "p_holm": 0.02, "n_seeds": 1, "n_questions": 1000, "sentence": "Reasoning against ift gains less in 0.5b than in 7b."}
+            {
+                "task": names[0],
+                "metric": "accuracy",
+                "treatment": "reasoning",
+                "control": "ift",
+                "students": ["0.5b", "7b"],
+                "difference_points": interval(-9, 3),
+                "p_value": 0.01,
+                "p_holm": 0.02,
+                "n_seeds": 1,
+                "n_questions": 1000,
+                "sentence": "Reasoning against ift gains less in 0.5b than in 7b.",
+            }
         ],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -604,6 +669,7 @@ def test_what_a_router_does_is_said_where_verdicts_are_read(undrawn):
         assert f"On {task['name']}, 7b-router thinks about 40\u00a0% of the questions" in text
     assert "+5.0 points [+3.0, +7.0] against never thinking, +1.0 points [−1.0, +3.0] against always." in text
     assert "of 7b-reasoning and 7b-ift" in text
+    assert "what its answers cost in FLOPs is not known: silent-teacher." in text
 
 
 def test_wrong_values_in_the_analysis_are_drawn_or_refused_in_one_line(tmp_path, undrawn):

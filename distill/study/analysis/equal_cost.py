@@ -120,7 +120,8 @@ def equal_cost(
     plain = combine(terms, reach=1.0).interval(confidence)
     difference = interval_of(values, drawn, plain, confidence)
     return entry | {
-        "control_accuracy": float(right[treatment] - difference.value),
+        # The difference is a mean over two halves of the questions, so this can miss the share of them by a little.
+        "control_accuracy": min(1.0, max(0.0, float(right[treatment] - difference.value))),
         "difference_points": {
             "value": 100 * difference.value,
             "low": 100 * max(difference.low, -1.0),

@@ -1,4 +1,4 @@
-"""A publication's own figures beside these: where sizes, kinds of task and training data have the same names in both."""
+"""A publication's own figures beside these, where sizes, kinds of task and training data have the same names."""
 
 import re
 from collections.abc import Iterator
@@ -39,7 +39,10 @@ def beside(results: dict) -> list[Block]:
     if not ours:
         said += " None of its cells is in this study, by size, kind of task and training data: its figures stand alone."
     else:
-        said += " Under a published figure stands what this study has of the same size, kind of task and training data: other questions, asked in another way."
+        said += (
+            " Under a published figure stands what this study has of the same size, kind of task and training data: other "
+            "questions, asked in another way."
+        )
     blocks: list[Block] = [Text(said), *([figure] if (figure := _figure(results, theirs, ours)) else [])]
     blocks.append(_table(theirs, ours))
     claims = [(claim.name, _claim(claim)) for claim in theirs.claims]
@@ -168,7 +171,7 @@ def _table(theirs: Published, ours: dict[Pair, _Ours]) -> Table:
             if any(here for _, here in pairs):
                 tasks = max(here.tasks for _, here in pairs if here)
                 rows.append(
-                    [Cell("", f"here, {tasks} task{'s' if tasks > 1 else ''}"), *(_here(here) for _, here in pairs)]
+                    [Cell("this study", f"{tasks} task{'s' if tasks > 1 else ''}"), *(_here(here) for _, here in pairs)]
                 )
         made.append(Group(rows, title))
     return Table("IFT → reasoning, percent", ["Asked", *theirs.sizes], made)

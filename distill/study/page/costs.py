@@ -108,8 +108,8 @@ def factors_figure(results: dict) -> Figure | None:
     return Figure(
         title="Where the cost comes from",
         caption=(
-            "What the treatment of the verdict's contrast takes as a multiple of its control, means over seeds. Fewer FLOPs than "
-            f"tokens: both read the same prompt. A right answer bears the cost of the wrong ones.{more}"
+            "What the treatment of the verdict's contrast takes as a multiple of its control, means over seeds. FLOPs rise "
+            f"by less than tokens: both read the same prompt. A right answer bears the cost of the wrong ones.{more}"
         ),
         panels=panels[:MOST_PANELS],
         data=data,
@@ -233,8 +233,9 @@ def _worth(results: dict, entry: dict) -> str:
     if pick(value, "value") is not None and pays in ("above", "below"):
         unit, (at, low, high) = _prices(value["value"], value.get("low"), value.get("high"))
         return (
-            f"{treatment} pays against {control} where right answers are worth {'more' if pays == 'above' else 'less'} than "
-            f"{at} {unit} ({confidence(results)} interval {low} to {high}), training and teacher left out."
+            f"{treatment} pays against {control} where right answers are worth "
+            f"{'more' if pays == 'above' else 'less'} than {at} {unit} ({confidence(results)} interval "
+            f"{low} to {high}), training and teacher left out."
         )
     least = found.get("at_least_usd")
     unit, (at,) = _prices(least)

@@ -1,4 +1,4 @@
-"""Both pages of a study, section by section: one self-contained HTML file, and Markdown without figures and examples."""
+"""Both pages of a study, section by section: a self-contained HTML file, and Markdown without figures and examples."""
 
 from typing import Any
 

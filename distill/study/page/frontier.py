@@ -235,6 +235,10 @@ def _caption(results: dict, views: list[_View], *, banded: bool, quiet: bool) ->
         said.append("A majority costs all its answers; they share the reading of the prompt.")
     if quiet:
         said.append(f"Named are at most {_MOST_LOUD} a panel: the frontier first.")
+    of = [entry for entry in analysis(results, "frontier") if entry.get("cost") == "flops"]
+    unpriced = dict.fromkeys(str(name) for entry in of for name in entry.get("left_out") or [])
+    if unpriced:
+        said.append(f"Not drawn, since what its answers cost in FLOPs is not known: {', '.join(unpriced)}.")
     if len(views) > MOST_PANELS:
         said.append(f"{len(views) - MOST_PANELS} more tasks are in the data.")
     return " ".join(said)

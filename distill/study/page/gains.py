@@ -70,7 +70,9 @@ def _scaling_figure(results: dict) -> Figure | None:
     more = f" {len(panels) - MOST_PANELS} more in the data." if len(panels) > MOST_PANELS else ""
     return Figure(
         title="The gain by size of the student",
-        caption=f"The treatment's accuracy less the control's, with {confidence(results)} intervals. Shaded: below the margin.{more}",
+        caption=(
+            f"The treatment's accuracy less the control's, with {confidence(results)} intervals. Shaded: below the margin.{more}"
+        ),
         panels=panels[:MOST_PANELS],
         data=data,
         file_name="scaling.csv",

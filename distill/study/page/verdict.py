@@ -1,11 +1,11 @@
-"""The first thing on the page: what each task's verdict is, and the differences behind the verdicts against the margin."""
+"""The first thing on the page: the verdict of each task, and the differences behind the verdicts."""
 
 from collections import Counter
 
 from distill.report.blocks import Block, Card, Cards, Cell, Figure, Fold, Group, Key, Notice, Panel, Table, Text
 from distill.report.forest import Interval, forest
-from distill.report.numbers import DASH, count, fixed, signed, times
-from distill.study.page.reading import FORMAT, MOST_PANELS, confidence, ends, judged_by, pick, with_interval
+from distill.report.numbers import DASH, count, fixed, signed, times, usd
+from distill.study.page.reading import FORMAT, MOST_PANELS, confidence, ends, entries, judged_by, pick, with_interval
 
 _TONE = {"pays": "yes", "does not pay": "no"}
 _MOST_ROWS = 12  # of one panel
@@ -42,6 +42,7 @@ def _card(results: dict, one: dict, contrast: dict) -> Card:
         ("Difference", _points(contrast.get("difference_points"))),
         ("Tokens per answer", times(contrast.get("token_factor"))),
         ("FLOPs per answer", times(contrast.get("flops_factor"))),
+        ("1,000 right answers", _price(results, contrast)),
         ("Matched on", contrast.get("matched_on") or DASH),
         ("Seeds, questions", f"{count(contrast.get('n_seeds'))}, {count(contrast.get('n_questions'))}"),
     ]
@@ -52,6 +53,14 @@ def _card(results: dict, one: dict, contrast: dict) -> Card:
         facts=facts if contrast else (),
         tone=_TONE.get(one["verdict"], "open"),
     )
+
+
+def _price(results: dict, contrast: dict) -> str:
+    """Of the treatment, and of the control; a dash for what has no price."""
+    known = {entry["id"]: entry for entry in entries(results)}
+    path = ("tasks", contrast.get("task"), "inference", "measured", "usd_per_1000_correct")
+    prices = [pick(known.get(contrast.get(side)), *path) for side in ("treatment", "control")]
+    return DASH if prices == [None, None] else " against ".join(map(usd, prices))
 
 
 def _tally(found: list[dict]) -> Card:
