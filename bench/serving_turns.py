@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +22,7 @@ from distill.serve.load.clients import Clients
 from distill.serve.load.run import run_load
 from distill.serve.load.shapes import ClosedLoop, Load
 from distill.serve.metrics import between, scrape
-from distill.serve.server import LOOPBACK
+from distill.serve.server import LOOPBACK, Server
 from distill.serve.timing import timing
 from distill.serve.watch import Watch
 
@@ -49,6 +49,7 @@ class Turn:
     tpot_s: float | None  # None for answers of one token
     cpu_s_per_token: float  # of the client's process
     server_inter_token_s: float | None  # by the server's own histogram; None where it shows none
+    server_cpu_s_per_token: float | None = None  # of the server's processes; None where they are not ours to ask
 
 
 Contender = Callable[[Work], Turn]
@@ -76,6 +77,17 @@ def ours(clients: Clients) -> Contender:
             cpu_s / tokens,
             run.server and run.server["inter_token_s_mean"],
         )
+
+    return turn
+
+
+def with_server(contender: Contender, server: Server) -> Contender:
+    """The same, and what its turns take of the processor in `server`, which does nothing else meanwhile."""
+
+    def turn(work: Work) -> Turn:
+        before = server.cpu_s()
+        found = contender(work)
+        return replace(found, server_cpu_s_per_token=(server.cpu_s() - before) / (len(work.prompts) * work.tokens))
 
     return turn
 
