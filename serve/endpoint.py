@@ -58,10 +58,9 @@ class Endpoint:
         Not httpx's: reading a stream of tokens with it takes three times the processor time, which matters where a
         server has to share the processor.
         """
-        in_url = httpx.URL(self.base_url).userinfo  # who asks, in place of a key
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S, ssl=tls_context()),
-            headers={} if in_url else self.headers,
+            headers=self.headers,
             proxy=self.proxy,
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -25,7 +25,7 @@ from distill.journal import Journal
 from distill.serve.client import ChatCompletion, ChatRequest, SamplingSettings, chat_stream
 from distill.serve.endpoint import Endpoint, check_endpoint
 from distill.serve.patience import ServerGone
-from distill.settings import Settings, validate
+from distill.settings import ServerUrl, Settings, validate
 
 MOST_JUDGES = 3
 PROMPT_VERSION = 2  # part of who judges: raise it when judges are shown something else
@@ -46,7 +46,7 @@ _LAST = "Say one word and nothing else: correct or incorrect."
 class JudgeSettings(Settings):
     """One judge: a model at an OpenAI-compatible endpoint. Its key comes from the environment only."""
 
-    url: str = Field(pattern=r"^https?://", description="with the version, as http://127.0.0.1:8000/v1")
+    url: ServerUrl = Field(description="with the version, as http://127.0.0.1:8000/v1")
     model: str = Field(min_length=1)
     api_key_env: str = Field("OPENAI_API_KEY", min_length=1, description="environment variable that holds the key")
     max_tokens: int = Field(2048, ge=1, description="of a reply; one word, after the thinking of a model that thinks")

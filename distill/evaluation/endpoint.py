@@ -36,7 +36,7 @@ from distill.serve import (
     check_endpoint,
 )
 from distill.serve.tokens import split_thinking
-from distill.settings import Settings
+from distill.settings import ServerUrl, Settings
 from distill.traces.teachers.chat import think_ids
 from distill.traces.teachers.read_reply import count_in, parts_of, valid_text
 
@@ -46,7 +46,7 @@ CONCURRENCY = 32
 class ModelSettings(Settings):
     """Who answers. The key comes from the environment and goes nowhere else."""
 
-    url: str = Field(pattern="^https?://")  # with the version: http://127.0.0.1:8000/v1
+    url: ServerUrl
     model: str = Field(min_length=1)
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
     switch: str = Field("enable_thinking", pattern=r"^\w+$")  # the template's variable for `think` on and off

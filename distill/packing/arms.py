@@ -11,6 +11,7 @@ from distill.errors import InputError, unknown_name
 from distill.traces.trace import Mode, Pair
 
 Answers = Literal["teacher", "stripped", "gold"]
+Sampling = Literal["shuffled", "stratified"]
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,21 @@ class Phase:
         yield from map(self.further, count())
 
 
-def phases(arm: Arm, n_pairs: int, epochs: int, seed: int, priority: np.ndarray | None = None) -> list[Phase]:
+def phases(
+    arm: Arm,
+    n_pairs: int,
+    epochs: int,
+    seed: int,
+    priority: np.ndarray | None = None,
+    sampling: Sampling = "shuffled",
+) -> list[Phase]:
     """The order in which an arm shows `n_pairs` pairs.
 
     Which pairs get reasoning is one ranking cut at R, so the pairs of a smaller R are among those of a larger one. It is
     drawn from the seed; with `priority` (int64[n_pairs]) smaller ones come first, and equal ones in the seed's order.
     `mixed` is one shuffled phase; `sequential` shows its IFT pairs first, then its reasoning pairs; `phases` has epochs
-    of its own. With one seed the arms with one phase see the pairs in the same order.
+    of its own. With one seed the arms with one phase see the pairs in the same order if they are `shuffled`;
+    `stratified` spreads both modes evenly over an epoch.
     """
     ranking = np.random.default_rng([seed, 1]).permutation(n_pairs)
     if priority is not None:
@@ -118,6 +127,8 @@ def phases(arm: Arm, n_pairs: int, epochs: int, seed: int, priority: np.ndarray 
         def order(epoch: int) -> np.ndarray:
             pairs = np.random.default_rng([seed, 2, epoch]).permutation(n_pairs)
             references = 2 * pairs + with_reasoning[pairs]
+            if sampling == "stratified":
+                references = evenly_spread(references)
             return references if mode is None else references[references % 2 == mode]
 
         return Phase(number, tuple(map(order, range(first, first + own))), lambda k: order(further + k * of))
@@ -131,3 +142,13 @@ def phases(arm: Arm, n_pairs: int, epochs: int, seed: int, priority: np.ndarray 
     modes = (0, 1) if arm.kind == "sequential" else (None,)
     found = [phase(number, arm.ratio, 0, epochs, epochs, 1, mode) for number, mode in enumerate(modes)]
     return [phase for phase in found if len(phase.epochs[0])]
+
+
+def evenly_spread(references: np.ndarray) -> np.ndarray:
+    """The documents of each mode in their order, those with reasoning at equal distances among the others: the first k of
+    n have k / n of either mode, to less than one document."""
+    place = np.empty(len(references))
+    for mode in (0, 1):
+        (own,) = np.nonzero(references % 2 == mode)
+        place[own] = (np.arange(len(own)) + 0.5) / max(len(own), 1)
+    return references[np.argsort(place, kind="stable")]

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from distill.errors import InputError
-from distill.packing.arms import Arm, Phase, phases
+from distill.packing.arms import Arm, Phase, Sampling, phases
 from distill.packing.balance import balance, row_sums
 from distill.packing.binning import best_fit_decreasing
 from distill.packing.budget import ROUNDING, Budget, Match
@@ -54,12 +54,13 @@ def plan(
     flops: np.ndarray | None = None,
     until: Budget | None = None,
     priority: np.ndarray | None = None,
+    sampling: Sampling = "shuffled",
 ) -> list[Step]:
     """The steps of a whole training.
 
     `lengths`: int64[2 * pairs], input tokens of each document reference. `flops`: float64[2 * pairs], what training on
     each costs; several ranks need it. An arm of phases has epochs of its own. `priority` says which pairs get reasoning
-    first, as `phases` has it.
+    first and `sampling` how modes are ordered, as `phases` has both; rows of a batch of tokens are shuffled anyway.
 
     With `until` the epochs are repeated or cut so that the plan ends with the first step that reaches the budget. Of
     several phases each is cut at the same multiple of itself, to a step. Raises InputError when one would have none.
@@ -68,7 +69,7 @@ def plan(
     if n_pairs == 0:
         raise InputError("there is nothing to train on: no pair is left")
     cut = partial(_steps, lengths=lengths, batch=batch, seed=seed, flops=flops)
-    shown = phases(arm, n_pairs, epochs, seed, priority)
+    shown = phases(arm, n_pairs, epochs, seed, priority, sampling)
     found = [_whole(phase, cut) for phase in shown] if until is None else _until(until, arm, shown, cut)
     return [
         Step(rows, phase.number, index, len(steps))

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from distill.evaluation.answers import Think
 from distill.packing.arms import Answers
 from distill.packing.budget import Match
-from distill.settings import Settings
+from distill.settings import ServerUrl, Settings
 from distill.tasks.messages import SystemMessages
 from distill.tasks.questions import QuestionFile
 from distill.traces.settings import Gold
@@ -65,9 +65,9 @@ class ImportRow(Settings):
 class ExpectedTokens(Settings):
     """Mean tokens of a question and of an answer in either mode, for the plan of a study that has no traces yet."""
 
-    prompt: float = Field(gt=0)
-    reasoning: float = Field(gt=0)
-    ift: float = Field(gt=0)
+    prompt: float = Field(gt=0, lt=1e9)
+    reasoning: float = Field(gt=0, lt=1e9)
+    ift: float = Field(gt=0, lt=1e9)
 
 
 class TraceRow(Settings):
@@ -85,7 +85,9 @@ class TraceRow(Settings):
     imported: ImportRow | None = Field(None, alias="import")
     folder: Path | None = None
     expected_tokens: ExpectedTokens | None = None
-    expected_pairs: int | None = Field(None, ge=1, description="of an import that is not here yet, for the plan")
+    expected_pairs: int | None = Field(
+        None, ge=1, lt=10**12, description="of an import that is not here yet, for the plan"
+    )
 
     @model_validator(mode="after")
     def _from_one_place(self) -> "TraceRow":
@@ -184,7 +186,7 @@ class TeacherRow(Settings):
     """The teacher, or any other model behind an endpoint, asked the same questions. `parameters`: the active ones, for
     the FLOPs of its answers, two a parameter and token."""
 
-    url: str = Field(pattern="^https?://")
+    url: ServerUrl
     model: str = Field(min_length=1)
     api_key_env: str = "OPENAI_API_KEY"
     think: Asking = "free"

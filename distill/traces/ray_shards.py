@@ -117,6 +117,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         if address:
             ray.init(address, log_to_driver=False, logging_level="ERROR")
         else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a Ray of ours would report on its own
             ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises plain ones too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]

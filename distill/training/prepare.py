@@ -113,7 +113,8 @@ def _plan(
     else:
         epochs = sum(own for _, own in arm.curriculum) or settings.epochs
         until = budget(settings.match, lengths, epochs=epochs, **common)
-    steps = plan(arm, lengths, epochs=settings.epochs, until=until, priority=priority, **common)
+    common |= dict(priority=priority, sampling=settings.sampling)
+    steps = plan(arm, lengths, epochs=settings.epochs, until=until, **common)
     if settings.one_schedule:
         steps = [replace(step, index=number, of=len(steps)) for number, step in enumerate(steps)]
     if len(training) < rendered.n_pairs:

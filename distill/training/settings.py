@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from distill.errors import InputError
-from distill.packing.arms import Answers, Arm
+from distill.packing.arms import Answers, Arm, Sampling
 from distill.packing.budget import Match
 from distill.packing.chat import ModeSignal
 from distill.packing.loss_weights import LossWeight
@@ -57,6 +57,9 @@ class TrainSettings(Settings):
     answers: Answers = "teacher"
     keep: Literal["all", "verified"] = Field("all", description="verified: pairs of which both answers are right")
     select: Select = Field("random", description="of arms with both modes, which pairs get reasoning first")
+    sampling: Sampling = Field(
+        "shuffled", description="stratified: every step of examples has the arm's share of each mode"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     packed: bool = True
@@ -176,6 +179,14 @@ class TrainSettings(Settings):
                 f"select {self.select} says which pairs of a mix get reasoning, and arm {self.arm} mixes nothing; leave "
                 "it out"
             )
+        if self.sampling == "stratified":
+            if self.shown.kind == "sequential" or not self.shown.chooses:
+                raise InputError(
+                    f"sampling stratified spreads the modes of a mix over its steps, and arm {self.arm} mixes nothing; "
+                    "leave it out"
+                )
+            if self.batch_unit == "tokens":
+                raise InputError("sampling stratified needs steps of examples: batch_unit examples, found tokens")
         if self.reasoning_learning_rate is not None and not (self.shown.kind == "sequential" and self.shown.chooses):
             raise InputError(
                 "reasoning_learning_rate is that of the second phase of sequential:R, with R between 0 and 1, and arm "

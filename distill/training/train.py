@@ -118,6 +118,7 @@ def recipe(settings: TrainSettings, traces_key: str) -> dict[str, Any]:
     is_as_before = {
         "keep": settings.keep == "all",
         "select": settings.select == "random",
+        "sampling": settings.sampling == "shuffled",
         "reasoning_learning_rate": settings.reasoning_learning_rate in (None, settings.learning_rate),
     }
     not_in_it = {"student", "precision", "compile", *(name for name, same in is_as_before.items() if same)}

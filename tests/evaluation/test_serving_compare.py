@@ -354,7 +354,11 @@ def test_the_command_line_names_students_servers_and_prices(tmp_path, monkeypatc
     for endpoints, fixed, match in (
         (["http://h/v1#m"], "1", "--endpoint: found 1"),
         (["http://h/v1", "http://h/v1#n"], "1", "URL#MODEL"),
-        (["http://u:secret@h/v1#m", "http://h/v1#n"], "1", "^--endpoint: expected a URL without .* read from KEY$"),
+        (
+            ["http://u:secret@h/v1#m", "http://h/v1#n"],
+            "1",
+            "^command line: a URL at h with user name or password; expected none",
+        ),
         ([], "1,2,3", "--fixed-usd"),
         ([], "x", "fixed_usd"),
     ):

@@ -67,6 +67,21 @@ def test_sequential_shows_answers_first_then_reasoning(rng):
     assert len(phases(Arm.parse("sequential:0"), n, 2, seed)) == len(phases(Arm.parse("sequential:1"), n, 2, seed)) == 1
 
 
+def test_stratified_sampling_spreads_the_modes_evenly(rng):
+    """Any first k documents have the share of each mode, to half a document and what ties add; the same documents."""
+    n, seed = int(rng.integers(1, 400)), int(rng.integers(1000))
+    for arm in (Arm("mixed", float(rng.random())), Arm.of_phases([(float(rng.random()), 2), (float(rng.random()), 1)])):
+        shuffled, stratified = (phases(arm, n, 2, seed, sampling=how) for how in ("shuffled", "stratified"))
+        for one, other in zip(shuffled, stratified, strict=True):
+            for a, b in zip([*one.epochs, one.further(0)], [*other.epochs, other.further(0)], strict=True):
+                for mode in (0, 1):
+                    assert (a[a % 2 == mode] == b[b % 2 == mode]).all()
+                share = (b % 2).mean()
+                assert (np.abs(np.cumsum(b % 2) - share * np.arange(1, n + 1)) < 1).all()
+    pure = [phases(Arm.parse("ift"), n, 1, seed, sampling=how) for how in ("shuffled", "stratified")]
+    assert (shown(pure[0]) == shown(pure[1])).all()
+
+
 def test_where_answers_come_from(make_pairs):
     (pair,) = make_pairs(1)
     r, i = pair.reasoning, pair.ift

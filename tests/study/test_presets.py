@@ -143,6 +143,21 @@ def test_embedded_full_is_three_sizes_by_five_ratios_by_two_orders_by_three_seed
     assert len(both) == 9
 
 
+def test_embedded_mixing_shows_every_pair_three_times_and_a_quarter_of_it_with_reasoning():
+    settings = preset("embedded-mixing")
+    (size,) = settings.students
+    trainings = {arm.id: settings.train_settings(size, arm, 0) for arm in settings.arms}
+    assert trainings.pop("ift").shown.ratio == 0 and trainings.pop("reasoning").shown.ratio == 1
+    plain = trainings["mixed0.25"]
+    for training in trainings.values():
+        assert training.shown.ratio == 0.25
+        assert (sum(own for _, own in training.shown.curriculum) or training.epochs) == plain.epochs == 3
+        assert training.learning_rate == plain.learning_rate and training.match == "samples"
+    others = trainings.keys() - {"mixed0.25"}
+    assert {contrast.treatment for contrast in settings.contrasts} == others and len(size.seeds) == 5
+    assert {contrast.control for contrast in settings.contrasts} == {"mixed0.25"}
+
+
 def test_both_bases_of_embedded_interaction_are_made_before_what_starts_from_them():
     settings = preset("embedded-interaction")
     (row,) = settings.interactions
@@ -282,7 +297,7 @@ def test_a_table_with_a_score_too_few_is_refused(tmp_path):
 
 def test_a_task_that_is_not_put_under_load_has_no_price():
     outcome = MemberOutcome(None, None, None)
-    level = {"concurrency": 1, "measured": {"seconds_per_answer": 2.0}}
+    level = {"concurrency": 1, "load": {"concurrency": 1}, "measured": {"seconds_per_answer": 2.0}}
     outcome.__dict__["load"] = {"threads": 1, "tasks": {"add": {"levels": [level]}}}
     assert outcome.seconds_per_answer("add") == 2.0
     assert outcome.seconds_per_answer("max") is None and outcome.usd_per_answer("max", hardware("l4")) is None

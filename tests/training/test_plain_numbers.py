@@ -436,6 +436,7 @@ ELSEWHERE = {
     "compile": "asks for a compiler",
     "keep": "test_keep.py",
     "select": "test_select.py",
+    "sampling": "test_select.py",
 }
 
 

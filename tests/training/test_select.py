@@ -89,6 +89,18 @@ def test_labels_stay_with_their_pairs_where_some_are_dropped(labelled):
     assert ready.rendered.pair_ids[chosen] == wrong.problem.id and chosen == 8 and ready.rendered.kept[chosen] == 9
 
 
+def test_with_stratified_sampling_every_step_has_the_share(labelled, rng):
+    pairs, seed = labelled.pairs[:128], int(rng.integers(1000))
+    counts, keys = {}, set()
+    for sampling in ("shuffled", "stratified"):
+        settings = TrainSettings(**SMALL | {"batch": 16}, arm="mixed:0.25", sampling=sampling, seed=seed, epochs=2)
+        ready = make_ready(settings, replace(labelled, pairs=pairs), weights=False)
+        counts[sampling] = [sum(r % 2 for row in step.rows for r in row) for step in ready.steps]
+        keys.add(json.dumps(recipe(settings, "key"), sort_keys=True))
+    assert counts["stratified"] == [4] * 16 and sum(counts["shuffled"]) == 64 != 16 * max(counts["shuffled"])
+    assert len(keys) == 2
+
+
 def test_what_was_chosen_is_counted(labelled):
     for select, mark in (("hard", "wrong_without_reasoning"), ("disagree", "answers_differ"), ("short", None)):
         settings = TrainSettings(**SMALL, arm="mixed:0.25", select=select, epochs=2)
@@ -130,6 +142,12 @@ def test_pairs_that_differ_are_those_that_the_statistics_count(traces, tmp_path,
         ({"arm": "ift", "select": "hard"}, "select hard .* arm ift mixes nothing; leave it out"),
         ({"arm": "reasoning", "select": "short"}, "select short .* arm reasoning mixes nothing"),
         ({"arm": "mixed:1", "select": "disagree"}, "arm mixed:1 mixes nothing"),
+        ({"arm": "sequential:0.5", "sampling": "stratified"}, "arm sequential:0.5 mixes nothing; leave it out"),
+        ({"arm": "mixed:1", "sampling": "stratified"}, "sampling stratified .* arm mixed:1 mixes nothing"),
+        (
+            {"arm": "mixed:0.5", "sampling": "stratified", "batch_unit": "tokens", "batch": 4096},
+            "stratified needs steps of examples: batch_unit examples, found tokens",
+        ),
         ({"phases": [{"reasoning": 0}, {"reasoning": 1}], "select": "hard"}, "arm phases mixes nothing"),
         (
             {"arm": "mixed:0.5", "select": "long"},

@@ -59,10 +59,6 @@ def remote_of(endpoint: str | None, model: str | None, api_key_env: str, **ours:
     for name, value in ours.items():
         if value is not None:
             raise InputError(f"--{name}: not with --endpoint, whose server was started elsewhere")
-    if "@" in endpoint.partition("//")[2].partition("/")[0]:  # the URL is kept in files, and shown
-        raise InputError(
-            f"--endpoint: expected a URL without user name and password; the key is read from {api_key_env}"
-        )
     who = {"url": endpoint, "model": model, "api_key_env": api_key_env}
     return validate(ModelSettings, who, source="command line")
 

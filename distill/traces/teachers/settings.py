@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from distill.serve.server import ServerSettings
-from distill.settings import Settings
+from distill.settings import ServerUrl, Settings
 from distill.traces.trace import MODES, Mode
 
 _VLLM = "vllm:"
@@ -57,12 +57,12 @@ class ChatSettings(Settings):
 class EndpointSettings(ChatSettings):
     """A teacher behind an OpenAI-compatible server, or two of them."""
 
-    url: str = Field(pattern="^https?://")  # with the version: http://127.0.0.1:8000/v1
+    url: ServerUrl
     model: str = Field(min_length=1)
     revision: str = ""  # of the weights, where it is known; part of every request's key
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if the server wants one
     ift_model: str | None = Field(None, min_length=1)  # who answers directly, where thinking is by two models
-    ift_url: str | None = Field(None, pattern="^https?://")  # where it is, if elsewhere
+    ift_url: ServerUrl | None = None  # where it is, if elsewhere
     ift_revision: str = ""
     ift_api_key_env: str | None = None  # of ift_url: another server is never sent the first one's key unasked
 
