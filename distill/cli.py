@@ -982,6 +982,9 @@ def study_init(
     checker: AskedChecker = None,
     answer_format: Annotated[str | None, typer.Option(help="open, choice, labels or extraction.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Beside accuracy: macro_f1, rouge_l, squad_f1.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read; the first is an error otherwise.")
+    ] = False,
     margin: Annotated[float, typer.Option(help="The smallest gain, in points, that you would pay for.")] = 2.0,
     seeds: Annotated[
         int, typer.Option(help="Trainings of each student; from three on the verdict is about the arm.")
@@ -999,6 +1002,7 @@ def study_init(
 
     given = {"checker": checker, "answer_format": answer_format, "metrics": metrics and metrics.split(",")}
     given |= {"prompt": prompt, "answer": answer, "teacher": teacher, "model": model, "margin": margin, "seeds": seeds}
+    given |= {"skip_bad": skip_bad}
     made = init_study(data, out, students=[s for s in map(str.strip, students.split(",")) if s], force=force, **given)
     from distill.study.plan.plan import plan
     from distill.study.plan.table import show_plan
@@ -1056,7 +1060,7 @@ def study_run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run a study, or what is missing of it, and write results.json and report.html.
+    """Run a study, or what is missing of it, and write results.json, report.html and report.md.
 
     Example: distill study run presets/embedded.yaml --out out/demo
     """
@@ -1132,8 +1136,7 @@ def study_launch(
 
     values = {"on": on, "storage": storage, "cpus": cpus, "address": address, "sbatch": sbatch or []}
     how = validate(LaunchSettings, values | {"gpus": not no_gpus, "dry_run": dry_run}, source="command line")
-    command = f"distill study launch {preset} --out {out} --on {on}"
-    finished = launch(settings, out, how, command=command)
+    finished = launch(settings, out, how, preset=preset)
     if finished is not None:
         _show_study(finished, json)
 
@@ -1147,7 +1150,7 @@ def study_report(
     storage: StudyStorage = None,
     json: Json = False,
 ) -> None:
-    """Write report.html again from results.json.
+    """Write report.html and report.md again from results.json.
 
     Example: distill study report out/demo
     """

@@ -10,7 +10,7 @@ from distill.report.palette import STAND_IN
 from distill.report.text import shorten
 
 _ROW, _TOP, _BOTTOM = 40, 2, 40
-_MAX_LABEL = 32
+_MAX_LINE = {"normal": 55, "bold": 48}  # characters of a label and its numbers on one line
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def forest(intervals: Sequence[Interval], *, margin: float, title: str, descript
                 markeredgecolor=colour,
                 markeredgewidth=1.5,
             )
-            label = shorten(interval.label, _MAX_LABEL)
             numbers = f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
+            label = shorten(interval.label, _MAX_LINE[weight] - len(numbers))
             for x, text, side in ((0, label, "left"), (1, numbers, "right")):
                 axes.text(
                     x,

@@ -155,6 +155,10 @@ class _Box:
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return max(width, 0) * max(height, 0)
 
+    def distance(self, x: float, y: float) -> float:
+        """From a point to the nearest place of this box."""
+        return math.hypot(max(self.left - x, x - self.right, 0), max(self.bottom - y, y - self.top, 0))
+
     def outside(self, other: "_Box") -> float:
         """The part of this box that is not in `other`, as an area."""
         return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
@@ -185,6 +189,9 @@ def _label(axes, points: Sequence[Point], steps: Sequence[tuple[float, float]]) 
         best, best_cost = None, math.inf
         for distance, box in _places(x, y, width, height):
             cost = 3 * sum(box.overlap(other) for other in taken) + 4 * box.outside(frame) + distance
+            # A label next to another's point would be taken for that one's.
+            near = box.distance(x, y) + 4
+            cost += 250 * any(box.distance(*other) < near for other in at.values() if math.dist(other, (x, y)) > 8)
             if cost < best_cost:
                 best, best_cost = box, cost
         taken.append(best)

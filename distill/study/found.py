@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.artifact import Artifact
 from distill.evaluation.questions import Asked
 from distill.evaluation.samples_and_budgets import by_question
 from distill.evaluation.statistics.intervals import score
@@ -134,9 +135,9 @@ class FoundCell(Found):
 
     @property
     def _learning_rate(self) -> float | list[float]:
-        """The peak; of several to choose from all, and of a curriculum the first phase's."""
-        settings = self._first.student.recipe.get("settings") or {}
-        return settings.get("learning_rate", self.cell.size.learning_rate)
+        """The peak, and of a curriculum the first phase's; one a seed where seeds chose different ones of several."""
+        rates = [_learning_rate(member.student, self.cell.size.learning_rate) for member in self.members.values()]
+        return rates[0] if len(set(rates)) == 1 else rates
 
     @property
     def shown(self) -> str:
@@ -190,6 +191,12 @@ class FoundCell(Found):
         ]
 
 
+def _learning_rate(student: Artifact, declared: float | dict[str, float]) -> float:
+    """What was chosen of several on validation, else what the training was given."""
+    settings = student.recipe.get("settings") or {}
+    return student.summary.get("learning_rate") or settings.get("learning_rate", declared)
+
+
 def asked_and_graded(
     a: Asked,
     metrics: dict[str, Any],
@@ -220,6 +227,7 @@ def asked_and_graded(
         "unfinished_rate": mean("unfinished_rate"),
         "think_rate": mean("think_rate"),
         "accuracy_finished": mean("accuracy_finished"),
+        "grading": _grading([summary for summary in summaries if "grading" in summary]),
         "tokens_per_answer": tokens,
         "inference": {
             "flops_per_answer": flops,
@@ -231,6 +239,25 @@ def asked_and_graded(
                 "usd_per_1000_correct": per_correct(thousand),
             },
         },
+    }
+
+
+def _grading(summaries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How far graders of these answers agree, over all seeds; None of answers that were graded as somebody else's."""
+    if not summaries:
+        return None
+    audits = [summary["audit"] for summary in summaries if summary.get("audit")]
+    judged = [one for summary in summaries if (one := summary["grading"].get("agreement"))]
+    answers = sum(one["judged"] for one in judged)
+    return {
+        "checker": summaries[0]["grading"]["checker"],
+        "no_end": sum(sum(summary["grading"]["failures"].values()) for summary in summaries),
+        "second_checker": audits[0]["second_checker"] if audits else None,
+        **{name: sum(audit[name] for audit in audits) for name in ("n_answers", "n_disagree", "only_second_right")},
+        "judged": answers,
+        "unanimous": sum(one["judged"] * one["unanimous"] for one in judged if one["judged"]) / answers
+        if answers
+        else None,
     }
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from distill.artifact import require_file_place, write_atomic
+from distill.artifact import read_json, require_file_place, write_atomic
 from distill.errors import InputError
-from distill.settings import validate
+from distill.settings import SettingsLoader, validate
 from distill.study.settings import StudySettings
 from distill.tasks.benchmark import BENCHMARKS
 from distill.tasks.checkers import QUICK, is_mathematics, label_set
@@ -27,6 +27,7 @@ from distill.training.sizes import SIZES, check_student, default_learning_rate
 
 LEAST_ASKED, LEAST_TRAINED = 20, 100  # questions: with fewer every answer is *cannot tell*
 MOST_ASKED = 1000  # more would hardly narrow an interval, and cost as much again
+MOST_TOKENS = 4096  # of an answer
 MOST_LABELS = 50
 LONG_ANSWER = 30  # words: of texts so long hardly two are the same
 
@@ -66,13 +67,14 @@ def init_study(
     checker: str | None = None,
     answer_format: str | None = None,
     metrics: list[str] | None = None,
+    skip_bad: bool = False,
     margin: float = 2.0,
     seeds: int = 3,
     force: bool = False,
 ) -> Made:
     """Write a study of the questions in `data` (a file, a folder saved by `datasets`, or a Hub id) to the YAML file `out`.
 
-    `prompt` and `answer` are fields of its rows. Raises InputError, and writes nothing, for what cannot be studied.
+    `prompt` and `answer` are fields of its rows; with `skip_bad` those that cannot be read are left out. Raises InputError, and writes nothing, for what cannot be studied.
     """
     if out.exists() and not force:
         raise InputError(f"{out}: is there already; --force writes over it, --out elsewhere")
@@ -81,7 +83,7 @@ def init_study(
         raise InputError(f"--seeds: expected at least 1, found {seeds}")
     rows = _student_rows(students, seeds)
     asked_of = _teacher(teacher, model)
-    read = validate(QuestionFile, {"path": data, "prompt": prompt, "answer": answer}, source=data)
+    read = validate(QuestionFile, {"path": data, "prompt": prompt, "answer": answer, "skip_bad": skip_bad}, source=data)
     task = OwnTask(_task_name(data), read)
     graded_by = _chosen(task, checker, answer_format, metrics)
     about = {"checker": graded_by.name, "answer_format": graded_by.format, "metrics": list(graded_by.metrics) or None}
@@ -90,7 +92,7 @@ def init_study(
     split = {name: len(task.problems(name, None, 0)) for name in ("train", "test")}
     _require_enough(data, task, split)
     text = _text(task, file, graded_by, split, asked_of, rows, margin)
-    settings = validate(StudySettings, yaml.safe_load(text), source=str(out))
+    settings = validate(StudySettings, yaml.load(text, SettingsLoader), source=str(out))
     write_atomic(out, text)
     summary = {
         "file": str(out),
@@ -101,8 +103,9 @@ def init_study(
         "students": ", ".join(row["student"] for row in rows),
         "verdict read in": rows[-1]["name"],
     }
-    if task.bad_rows:
-        summary["rows that repeat a question"] = len(task.bad_rows)
+    for reason, what in (("repeated", "rows that repeat a question"), ("malformed", "rows that cannot be read")):
+        if count := sum(row.reason == reason for row in task.bad_rows):
+            summary[what] = count
     return Made(out, settings, summary)
 
 
@@ -218,7 +221,10 @@ def _text(
     pretrained = [row["name"] for row in students if row["student"] not in SIZES]
     fields = file.model_dump(mode="json", exclude_none=True, include={"prompt", "answer", "answer_format", "checker"})
     data = {"path": str(file.path), **fields} | ({"metrics": list(file.metrics)} if file.metrics else {})
+    data |= {"skip_bad": True} if file.skip_bad else {}
     by_rule = graded_by.name in QUICK
+    # Traces are labelled as they are asked for by what decides in a moment; mathematics is not.
+    unlabelled = {name: value for name, value in data.items() if name not in ("checker", "metrics")}
     problems = task.problems("all", None, 0)
     prompt_tokens = 20 + sum(len(problem.prompt) for problem in problems) // (4 * len(problems))
     answer_tokens = 2 + sum(len(problem.gold) for problem in problems) // (4 * len(problems))
@@ -230,7 +236,7 @@ def _text(
         "",
         f"# {task.distinct_prompts:,} questions, told apart by a hash of the prompt: {split['train']:,} to train on, "
         f"{split['test']:,} to ask;",
-        "# the rest is for measuring speed and for you.",
+        "# the rest is yours. Speed is measured on any of them.",
         f"# Checker {graded_by.name}: {_on_a_line(graded_by.why)}.",
         f"# There are {', '.join(QUICK)} and math; docs/benchmarks-howto.md says what each takes for right.",
         "tasks:",
@@ -242,9 +248,9 @@ def _text(
         "# reasoning only. `gold: shown` shows it your answer first; `gold: grade` has it write both answers, to be taken by",
         "# `answers: teacher` below.",
         "traces:",
-        "  - name: traces",
+        "  - name: pairs",
         f"    tasks: {{{_scalar(task.name)}: {split['train']}}}",
-        f"    data: {{{_scalar(task.name)}: *questions}}",
+        f"    data: {{{_scalar(task.name)}: {'*questions' if by_rule else _flow(unlabelled)}}}",
         "    gold: answer",
         "    teacher:",
         *(f"      {name}: {_scalar(value)}" for name, value in teacher.items()),
@@ -271,7 +277,7 @@ def _text(
         *(
             ["  keep: verified   # only pairs whose reasoning comes to your answer, in every arm alike"]
             if by_rule
-            else []
+            else ["  # keep: verified   # wants pairs that `distill traces verify` has labelled: see docs/study.md"]
         ),
         "  batch: 16",
         "  row_tokens: 8192     # longer pairs are left out of every arm",
@@ -283,7 +289,7 @@ def _text(
             else []
         ),
         "",
-        "evaluation: {max_tokens: 4096}   # an answer that hits the limit is wrong",
+        f"evaluation: {{max_tokens: {_answer_limit(students)}}}   # an answer that hits the limit is wrong",
         f"serving: {{concurrencies: [1, 16], requests: {_requests(task.distinct_prompts)}, warmup_requests: 4}}",
         "",
         *(["# What the students knew before they were trained.", "comparators:"] if pretrained else []),
@@ -299,22 +305,38 @@ def _text(
     return "\n".join(lines) + "\n"
 
 
+def _answer_limit(students: list[dict[str, Any]]) -> int:
+    """Tokens of an answer: at most half of the positions that any student has."""
+    from distill.training.student import SCRATCH_POSITIONS
+
+    positions = []
+    for name in (row["student"] for row in students):
+        config = Path(name) / "config.json"
+        said = read_json(config) if config.is_file() else None
+        there = said.get("max_position_embeddings") if isinstance(said, dict) else None
+        positions.append(SCRATCH_POSITIONS if name in SIZES else there or 2 * MOST_TOKENS)
+    return min(MOST_TOKENS, min(positions) // 2)
+
+
 def _requests(questions: int) -> int:
     """So many under each load, that no question is sent twice: both loads warm up with 4, and end with 1 and 16 more."""
     return min(64, (questions - 25) // 2)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that settings would be read from as a number."""
+
+    yaml_implicit_resolvers = SettingsLoader.yaml_implicit_resolvers
+
+
 def _scalar(value: Any) -> str:
     """A value as YAML writes it on one line."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("\n...\n").strip()
-    )
+    return _flow(value).removesuffix("...").strip()
 
 
 def _flow(value: Any) -> str:
-    return yaml.safe_dump(
-        json.loads(json.dumps(value)), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
-    ).strip()
+    how = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False, "width": 10**6}
+    return yaml.dump(json.loads(json.dumps(value)), Dumper=_Dumper, **how).strip()
 
 
 def _on_a_line(text: str) -> str:

@@ -1,5 +1,6 @@
 """A graph of jobs on a few slots: cores, or GPUs. A job that fails takes down only what depends on it."""
 
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,15 @@ class Job:
 
 class JobFailed(Exception):
     """A job's reason for failing, in one line."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a job failed, in one line. What nobody expected, a damaged file mostly, is its type too; where a server says the end
+    of its log, the log's name stands for it."""
+    said = str(error) if isinstance(error, (InputError, JobFailed, OSError)) else f"{type(error).__name__}: {error}"
+    first, *rest = said.splitlines() or [""]
+    log = re.fullmatch("last lines of (.+):", rest[0]) if rest else None
+    return f"{first} (log: {log[1]})" if log else " ".join(said.split())
 
 
 @dataclass
@@ -67,6 +77,9 @@ class Children:
                 self.running.discard(child)
         if code != 0:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            ruled = lambda line: not line.strip("=- ")  # noqa: E731 - torchrun frames its summary, after the reason
+            if lines and ruled(lines[-1]):
+                lines = [line for line in lines if line.startswith("error: ")] or lines
             raise JobFailed(f"{lines[-1] if lines else f'exit code {code}'} (log: {log})")
 
     @contextmanager
@@ -149,8 +162,8 @@ def run_jobs(
                     if error is None:
                         done.add(job.name)
                         watch(job.name, "done", "")
-                    elif isinstance(error, (InputError, JobFailed, OSError)):
-                        fail(job, str(error))
+                    elif isinstance(error, Exception):
+                        fail(job, reason_of(error))
                     else:
                         raise error
         except BaseException:

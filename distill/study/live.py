@@ -65,20 +65,27 @@ class Watched:
             view.add_column(column, no_wrap=True)
         rows = self._rows(states)
         room = max(3, console.err.height - _LINES_BESIDE)
-        urgent = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
-        if len(rows) > room:  # what happens now is shown before what is over
+        urgent, unseen = {"failed": 0, "running": 1, "waiting": 2, "done": 3}, len(rows) - room
+        if unseen > 0:  # what happens now is shown before what is over
             rows = sorted(rows, key=lambda row: min(urgent[s] for group in row[1:] for s in group))[:room]
         for name, *groups in rows:
             view.add_row(name, *(_marks(group) for group in groups))
+        if unseen > 0:
+            view.add_row(Text(f"and {unseen} more", "dim"))
         return view
 
     def _rows(self, states: dict[str, str]) -> list[tuple[str, list[str], list[str]]]:
         """(what, states of its trainings, states of what is asked) of every cell, and of what belongs to none."""
         rows: dict[str, tuple[str, list[str], list[str]]] = {}
+        shared = {name for one in self._stages if one.name.startswith("serve ") for name in one.after}
         for one in self._stages:
             kind, _, what = one.name.partition(" ")
+            if one.name in shared:  # shown with every arm whose students it trains
+                continue
             name = one.cell or (what if kind == "ask" else one.name)
             row = rows.setdefault(name, (name, [], []))
+            if kind == "serve":
+                row[1].extend(states[training] for training in one.after)
             row[1 if kind in ("train", "traces") else 2].append(states[one.name])
         return list(rows.values())
 

@@ -74,9 +74,11 @@ class MemberOutcome:
         return read_json(self.profile.path / "profile.json")
 
     def seconds_per_answer(self, task: str) -> float | None:
-        """At the highest concurrency; None when nothing was answered there, or the task not put under load."""
+        """At the highest concurrency, or of rates alone the highest; None when nothing was answered there, or the task not
+        put under load."""
         levels = self.load["tasks"].get(task, {"levels": []})["levels"]
-        level = max(levels, key=lambda level: level["concurrency"], default=None)
+        most = lambda level: (level["concurrency"] or 0, level["load"].get("rate") or 0.0)  # noqa: E731
+        level = max(levels, key=most, default=None)
         return None if level is None else level["measured"]["seconds_per_answer"]
 
     def usd_per_answer(self, task: str, device: Hardware) -> float | None:

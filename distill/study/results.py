@@ -21,12 +21,15 @@ from distill.evaluation.statistics.power import minimum_detectable_difference
 from distill.evaluation.statistics.significance import holm, sign_flip_test, swap_test
 from distill.flops import hardware
 from distill.study.analysis.analyse import analyse
+from distill.study.analysis.combination import factor as factor_of
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
 from distill.study.found import Found, FoundCell
 from distill.study.outcomes import MemberOutcome
 from distill.study.rows import ArmRow, ContrastRow, TraceRow, common_seeds
 from distill.study.settings import StudySettings
+from distill.tasks.procedural import ProceduralTask
+from distill.tasks.task import Task
 
 SCHEMA = "distill-results/1"
 
@@ -48,15 +51,18 @@ def build_results(
     students = {name: f for name, f in students.items() if f.seeds}
     beside = found_beside(settings, students, asked_once or {})
     found: dict[str, Found] = {**students, **beside}
-    contrasts = [
-        _contrast(settings, row, size.name, a, metric, *sides)
+    compared = [
+        (row, a, metric, sides, _contrast(settings, row, size.name, a, metric, *sides))
         for row in settings.contrasts
         for size in settings.students
         for a in asked
         for metric in a.task.metrics
         if (sides := _sides(found, size.name, row)) and all(metric in side.metrics(a) for side in sides)
     ]
+    contrasts = [contrast for *_, contrast in compared]
     _correct_p_values(contrasts)
+    for row, a, _, sides, contrast in compared:
+        _decide(contrast, settings, row, a, *sides)
     primary = [c for c in contrasts if c["primary"]]
     return {
         "schema": SCHEMA,
@@ -77,7 +83,7 @@ def build_results(
                 "metrics": list(a.task.metrics),
                 "questions": len(a.problems),
                 "distinct_prompts": a.task.distinct_prompts,
-                "description": (type(a.task).__doc__ or "").strip().split("\n")[0],
+                "description": _description(settings, a.task),
             }
             for a in asked
         ],
@@ -121,15 +127,22 @@ def _contrast(
         over, under = treatment.mean(a, name, seeds), control.mean(a, name, seeds)
         return over / under if over is not None and under else None
 
+    def interval(name: str) -> dict[str, float] | None:
+        if factor(name) is None:
+            return None
+        sides = (np.stack([side.per_question(a, name, s) for s in seeds]) for side in (treatment, control))
+        found = factor_of(*sides, confidence=settings.confidence)
+        return None if found is None else asdict(found)
+
     in_general = "reasoning" if _on_reasoning(treatment, control) else "these arms"
-    contrast = {
+    return {
         "id": f"{a.task.name}/{size}/{metric}/{row.treatment}-vs-{row.control}",
         "task": a.task.name,
         "size": size,
         "metric": metric,
         "treatment": treatment.id,
         "control": control.id,
-        "matched_on": (held := _held_equal(treatment, control, a)),
+        "matched_on": _held_equal(treatment, control, a),
         **({"declared_matched_on": row.matched} if row.matched is not None else {}),
         "difference_points": asdict(points),
         "p_value": between.p_value,
@@ -141,15 +154,37 @@ def _contrast(
         "subject": in_general if len(seeds) >= SEEDS_FOR_A_CLAIM else "these trained students",
         "token_factor": factor("tokens"),
         "flops_factor": factor("flops"),
+        "token_factor_interval": interval("tokens"),
+        "flops_factor_interval": interval("flops"),
         "training_tokens_factor": factor("training_tokens"),
-        "verdict": decide(points, settings.margin_points),
         "primary": metric == "accuracy" and row.verdict_size == size,
     }
-    said = sentence(contrast, settings.margin_points, settings.confidence, on_reasoning=in_general == "reasoning")
-    more = [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
-    if row.matched not in (None, held):
-        more.append(f"Declared as matched on {row.matched}; what both have equally much of is {held}.")
-    return contrast | {"sentence": " ".join([said, *more])}
+
+
+def _decide(
+    contrast: dict[str, Any], settings: StudySettings, row: ContrastRow, a: Asked, treatment: Found, control: Found
+) -> None:
+    """Add `verdict` and `sentence`, which follow from all contrasts: from this one's p-value among the others."""
+    points, margin, confidence = Interval(**contrast["difference_points"]), settings.margin_points, settings.confidence
+    contrast["verdict"] = decide(points, margin, significant=contrast["p_holm"] <= 1 - confidence)
+    said = [sentence(contrast, margin, confidence, on_reasoning=_on_reasoning(treatment, control))]
+    if contrast["verdict"] != decide(points, margin):
+        p = contrast["p_holm"]
+        said.append(f"The interval alone would do; after Holm's correction for all that was tested p is {p:.3f}.")
+    said += [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
+    if row.matched not in (None, contrast["matched_on"]):
+        said.append(
+            f"Declared as matched on {row.matched}; what both have equally much of is {contrast['matched_on']}."
+        )
+    contrast["sentence"] = " ".join(said)
+
+
+def _description(settings: StudySettings, task: Task) -> str | None:
+    """What a made task's questions are, or the file of questions of one's own."""
+    own = {row.task: row.data.path for row in settings.tasks if row.data is not None}
+    if task.name in own:
+        return f"Questions of {own[task.name]}."
+    return type(task).__doc__.split("\n")[0] if isinstance(task, ProceduralTask) else None
 
 
 def _teacher(settings: StudySettings, traces: dict[str, Artifact]) -> dict[str, Any]:
@@ -161,7 +196,7 @@ def _teacher(settings: StudySettings, traces: dict[str, Artifact]) -> dict[str, 
     return {
         "name": ", ".join(authors),
         "cost_usd": 0.0 if solved else None if None in costs else sum(costs),
-        "note": "none: a procedural solver wrote the traces" if solved else "",
+        "note": "a procedural solver wrote the traces" if solved else "",
         "sets": sets,
     }
 
@@ -201,7 +236,7 @@ def _majority_beside(
     if not isinstance(majority, Majority) or majority.matched.id != contrast["treatment"] or not majority.metrics(a):
         return ""
     value = float(np.mean([sample.value for sample in majority.samples(a, "accuracy", majority.seeds)]))
-    spent = "For fewer tokens" if majority.capped(a) else "For as many tokens"
+    spent = "For fewer tokens" if majority.capped(a) else "For about as many tokens"
     said = f" {spent}, the majority of {majority.k(a)} answers of {majority.voters.id} is right on {value:.1%}"
     against = [c for c in contrasts if (c["task"], c["metric"]) == (a.task.name, "accuracy")]
     against = [c for c in against if (c["treatment"], c["control"]) == (contrast["treatment"], majority.id)]
@@ -265,9 +300,10 @@ def _points(interval: Interval) -> Interval:
     return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
 
 
-def decide(points: Interval, margin: float) -> str:
-    """*pays* when the whole interval reaches the margin, *does not pay* when all of it is under, else *cannot tell*."""
-    if points.low >= margin:
+def decide(points: Interval, margin: float, *, significant: bool = True) -> str:
+    """*pays* when the whole interval reaches the margin and the difference is `significant` among all that were tested,
+    *does not pay* when all of the interval is under the margin, else *cannot tell*."""
+    if points.low >= margin and significant:
         return "pays"
     return "does not pay" if points.high < margin else "cannot tell"
 
@@ -280,11 +316,20 @@ def sentence(contrast: dict[str, Any], margin: float, confidence: float, *, on_r
     d, seeds, control = contrast["difference_points"], contrast["n_seeds"], contrast["control"]
     narrow = contrast["subject"] == "these trained students"
     if on_reasoning:
-        who = "reasoning, in these trained students," if narrow else "training on reasoning"
+        size = contrast["size"]
+        who = (
+            f"reasoning, in these trained students of size {size},"
+            if narrow
+            else f"training {size} students on reasoning"
+        )
         does, does_not, against = "pays", "does not pay", f" against {control}"
     else:
         who = f"{contrast['treatment']}, in these trained students," if narrow else contrast["treatment"]
         does, does_not, against = f"beats {control} by the margin", f"does not beat {control} by the margin", ""
+    factor, between = contrast["token_factor"], contrast.get("token_factor_interval")
+    spent = "" if factor is None else f" at {factor:.1f}x the output tokens"
+    if between is not None and (low := f"{between['low']:.1f}x") != (high := f"{between['high']:.1f}x"):
+        spent += f" ({low} to {high})"
     what = {
         "pays": f"{who} {does}",
         "does not pay": f"{who} {does_not}",
@@ -293,7 +338,7 @@ def sentence(contrast: dict[str, Any], margin: float, confidence: float, *, on_r
     return (
         f"On {contrast['task']}, {what}: {d['value']:+.1f} points of {contrast['metric']}{against} "
         f"({confidence:.0%} interval {d['low']:+.1f} to {d['high']:+.1f}, margin {margin:g}; {contrast['n_questions']} "
-        f"questions, {seeds} training seed{'s' if seeds > 1 else ''}) at {contrast['token_factor']:.1f}x the output tokens."
+        f"questions, {seeds} training seed{'s' if seeds > 1 else ''}){spent}."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distill.evaluation.answers import Think
-from distill.packing.arms import Answers
+from distill.packing.arms import Answers, Arm
 from distill.packing.budget import Match
 from distill.settings import ServerUrl, Settings
 from distill.tasks.messages import SystemMessages
@@ -34,7 +34,7 @@ def _on_or_off(value: Any) -> Any:
 Asking = Annotated[Think, BeforeValidator(_on_or_off)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME, max_length=60)]  # it becomes a part of folders' names
 Names = Annotated[list[str], Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -136,7 +136,7 @@ class ArmRow(Settings):
 
     arm: str | None = None
     name: str | None = Field(
-        None, pattern=r"^[a-z0-9][a-z0-9._-]*$", description="made of the other fields when left out"
+        None, pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100, description="made of the other fields when left out"
     )
     answers: Answers = "teacher"
     match: Match = "samples"
@@ -152,6 +152,8 @@ class ArmRow(Settings):
     def _can_be_named(self) -> "ArmRow":
         if (self.arm is None) == (self.training.get("phases") is None):
             raise ValueError("expected an arm, or phases under training")
+        if self.arm is not None:
+            Arm.parse(self.arm)
         if self.training and self.name is None:
             raise ValueError(f"arm {self.arm or 'phases'}: with training of its own it needs a name")
         return self

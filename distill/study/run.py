@@ -1,4 +1,4 @@
-"""`distill study run`: from a preset to results.json and report.html, doing only what is not done yet.
+"""`distill study run`: from a preset to results.json and its report, doing only what is not done yet.
 
 out/ holds what workplace.py says, and
 
@@ -6,7 +6,7 @@ out/ holds what workplace.py says, and
   declared.json             the questions, contrasts and margin, written before anything was run
   failures/<stage>.json     why a stage failed when it was last tried
   took.jsonl                how long each stage took, every time that it was begun and ended well
-  results.json, report.html
+  results.json, report.html, report.md
   router-<size>.json        a router to use, where one was declared
 """
 
@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from distill.process import distill_command
 from distill.study.cells import cells
 from distill.study.comparators import write_routers
 from distill.study.declared import declare
-from distill.study.jobs import Job, JobFailed, Slots, run_jobs
+from distill.study.jobs import Children, Job, JobFailed, Slots, reason_of, run_jobs
 from distill.study.live import Watched
 from distill.study.report import write_report
 from distill.study.results import build_results
@@ -81,17 +82,23 @@ def write_beginning(settings: StudySettings, out: Path, command: str) -> None:
 def run_stage(
     settings: StudySettings, out: Path, name: str, *, threads: int | None = None, storage: Storage | None = None
 ) -> None:
-    """One stage, by this process, on all devices that it may use. Raises InputError when it fails, and keeps the reason.
+    """One stage, by this process, on as many of the devices that it may use as it takes; a teacher of its own gets all of
+    them. Raises InputError when it fails, and keeps the reason.
 
     `threads`: all cores that it may use if not given. With a storage, what it needs is fetched from there, and what it
     made is put there.
     """
     wanted = stage(settings, name)
     threads = threads or len(os.sched_getaffinity(0))
-    place = Workplace(settings, out, threads, gpus=tuple(local_gpus()) or None, storage=storage)
+    gpus = local_gpus()
+    place = Workplace(settings, out, threads, gpus=tuple(gpus[: wanted.devices or None]) or None, storage=storage)
     with stop_requests():
         try:
             with _kept_failure(out, name):
+                if storage is not None:
+                    storage.tell(failure_file(out, name))
+                if gpus and wanted.devices > len(gpus):
+                    raise InputError(f"{name}: takes {wanted.devices} devices, this machine has {len(gpus)}")
                 if storage is None or not is_made(wanted, place):
                     wanted.act(place)
         except JobFailed as error:
@@ -128,12 +135,12 @@ def collect(settings: StudySettings, out: Path, storage: Storage | None = None) 
 
 
 def write_results(place: Workplace, made: dict[str, Any], failures: dict[str, str], *, command: str) -> Path:
-    """results.json and report.html of what the stages made, by their names. Raises InputError when that is nothing."""
+    """results.json and the report of what the stages made, by their names. Raises InputError when that is nothing."""
     settings, out = place.settings, place.out
     if failures and not made.keys() - {f"traces {row.name}" for row in settings.trace_rows}:
         name, reason = next(iter(failures.items()))
         raise InputError(f"{out}: nothing was trained or asked; {name}: {reason}")
-    console.note("resampling for the intervals, writing results.json and report.html")
+    console.note("resampling for the intervals, writing results.json, report.html and report.md")
     members = [member for cell in cells(settings) for member in cell.students()]
     outcomes = {m.id: made[f"serve {m.id}"] for m in members if f"serve {m.id}" in made}
     beside = [TEACHER, *(f"{size.name}-base" for size in settings.students)]
@@ -152,7 +159,7 @@ def _run(place: Workplace, slots: list[str], made: dict[str, Any]) -> dict[str, 
     def job(one: Stage) -> Job:
         def action(taken: Slots) -> None:
             on = place.on(taken) if place.gpus is not None and taken else place
-            with _kept_failure(place.out, one.name):
+            with _kept_failure(place.out, one.name, place.children):
                 if one.own_process:
                     _by_a_process(place, one)
                 made[one.name] = one.act(on)
@@ -175,16 +182,22 @@ def _by_a_process(place: Workplace, one: Stage) -> None:
 
 
 @contextmanager
-def _kept_failure(out: Path, name: str) -> Iterator[None]:
-    """Why the stage failed is kept for who collects the results later, until it is tried again; and how long it took, for
-    who compares that with the plan."""
+def _kept_failure(out: Path, name: str, children: Children | None = None) -> Iterator[None]:
+    """Why the stage failed is kept for who collects the results later, until it is tried again, and of one that is killed that
+    it was begun; and how long it took, for who compares that with the plan."""
     began = time.monotonic()
-    failure_file(out, name).unlink(missing_ok=True)
+    keep_failure(out, name, "begun and not ended: it was killed, or still runs")
     try:
         yield
-    except (InputError, JobFailed, OSError) as error:
-        keep_failure(out, name, str(error))
+    except Exception as error:
+        stopped = children is not None and children.stopped
+        keep_failure(out, name, "stopped before it ended" if stopped else reason_of(error))
+        if not isinstance(error, (InputError, JobFailed, OSError, Stopped)):
+            log = out / "logs" / f"{file_name(name)}.traceback.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc())
         raise
+    failure_file(out, name).unlink(missing_ok=True)
     with open(out / TOOK, "a", encoding="utf-8") as file:
         file.write(json.dumps({"stage": name, "seconds": time.monotonic() - began}) + "\n")
 

@@ -31,6 +31,8 @@ from distill.training.sizes import SIZES, check_student
 
 _OF_A_ROW = {"student", "seed", "answers", "match", "arm"}  # fields of a training that rows say
 _OF_THE_STUDY = {"questions", "mode", "think", "thinking_budgets", "few_shot", "engine"}
+_OF_A_SERVER = {"kv_cache_gib", "startup_timeout_s", "arguments"}  # the others are those of what it serves
+_BESIDE_ARMS = {"teacher", "base", "majority", "router", "oracle"}  # what the results call them
 
 
 class StudySettings(Settings):
@@ -147,6 +149,11 @@ class StudySettings(Settings):
         for student in self.students:
             check_student(student.student)
         hardware(self.hardware)
+        for name, field in ServerSettings.model_fields.items():
+            if name not in _OF_A_SERVER and getattr(self.server, name) != field.default:
+                raise ValueError(f"server.{name}: the study says it itself, for each student; leave it out")
+        if taken := [arm for arm in arms if arm in _BESIDE_ARMS]:
+            raise ValueError(f"arms: {taken[0]} is the name of a comparator; this arm needs another `name`")
         self._traces_agree()
         self._origins_agree(sizes, arms)
         for arm in self.arms:
@@ -208,9 +215,10 @@ class StudySettings(Settings):
                     )
         if of.majority is not None:
             _require_known(of.majority.tasks, [row.task for row in self.tasks], "task in comparators.majority")
-        for name in [*of.names, *(["oracle"] if of.router is not None else [])]:
-            if name in arms:
-                raise ValueError(f"comparators: {name} is the name of an arm, which needs another `name`")
+        if of.teacher is not None and self.evaluate_settings().score == "loglikelihood":
+            raise ValueError(
+                "comparators.teacher: gives no likelihoods, which evaluation.score asks for; leave one out"
+            )
         if of.router is not None and of.router.thinks == of.router.direct:
             raise ValueError(f"comparators.router: thinks and direct are the same arm, {of.router.direct}")
         pairs = {
@@ -230,6 +238,12 @@ class StudySettings(Settings):
                 )
 
     def _contrasts_agree(self, sizes: list[str], arms: list[str]) -> None:
+        pairs = [(contrast.treatment, contrast.control) for contrast in self.contrasts]
+        for treatment, control in pairs:
+            if treatment == control:
+                raise ValueError(f"contrasts: {treatment} is compared with itself")
+            if pairs.count((treatment, control)) > 1:
+                raise ValueError(f"contrasts: {treatment} and {control} are compared twice")
         for contrast in self.contrasts:
             known = [*arms, *self.comparators.names]
             _require_known([contrast.treatment, contrast.control], known, "arm in contrasts")
@@ -240,6 +254,8 @@ class StudySettings(Settings):
         for row in self.interactions:
             _require_known([row.treatment, row.control], arms, "arm in interactions")
             _require_known(row.students, sizes, "student in interactions")
+            if row.treatment == row.control or row.students[0] == row.students[1]:
+                raise ValueError("interactions: expected two arms, and two sizes that differ")
             for size in (s for s in self.students if s.name in row.students):
                 if not common_seeds(*(self.seeds_of(name, size) for name in (row.treatment, row.control))):
                     raise ValueError(

@@ -32,7 +32,7 @@ class Stage:
 
 
 def stages(settings: StudySettings) -> list[Stage]:
-    """All of them, in the order in which they are best begun."""
+    """All of them, in the order in which they are best begun; each comes after those that it waits for."""
     members = [member for cell in cells(settings) for member in cell.students()]
     used = {settings.traces_of(member.cell.arm).name for member in members}
     found = [
@@ -72,7 +72,9 @@ def _of(member: Member) -> tuple[int, str]:
 
 
 def _longest_first(members: list[Member]) -> list[Member]:
-    """Large students and long arms first, so that no core idles at the end."""
+    """What others go on from, then large students and long arms, so that no core idles at the end."""
+    begun_from = {m.cell.size.after.student for m in members if m.cell.size.after is not None}
     sizes = list(dict.fromkeys(m.cell.size.name for m in members))
     short = lambda arm: (arm.arm, arm.match) == ("ift", "samples")  # noqa: E731
-    return sorted(members, key=lambda m: (-sizes.index(m.cell.size.name), short(m.cell.arm)))
+    order = lambda size: (size not in begun_from, -sizes.index(size))  # noqa: E731
+    return sorted(members, key=lambda m: (*order(m.cell.size.name), short(m.cell.arm)))

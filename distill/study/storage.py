@@ -66,6 +66,8 @@ class Storage:
                     self._put(folder / file, f"{self._files(name, ours)}/{file}", expected["bytes"])
                 self._write_once(f"{self._root}/{name}/{MANIFEST}", ours)
             theirs = self._manifest(name)
+        if theirs is None:
+            raise InputError(f"{self.url}: {name}/{MANIFEST} was written and cannot be read")
         if theirs != ours:
             self._take_theirs(folder)
 
@@ -194,9 +196,11 @@ class Storage:
         self._fs.put_file(str(file), path)
 
     def _write_once(self, path: str, data: bytes) -> None:
-        """Whole, and only where there is nothing; what cannot promise that looks first."""
+        """Whole, and only where there is nothing: one looks first, and a storage that can promise it is asked to."""
         from fsspec.implementations.local import LocalFileSystem
 
+        if self._json(path) is not None:
+            return
         try:
             if isinstance(self._fs, LocalFileSystem):
                 part = Path(f"{path}.{uuid4().hex}.part")

@@ -26,14 +26,14 @@ import torch
 
 from distill import artifact
 from distill.artifact import Artifact, content_key
-from distill.errors import InputError
+from distill.errors import InputError, unknown_name
 from distill.evaluation.answer_file import KIND as EVALUATION
-from distill.evaluation.answers import Think
 from distill.evaluation.budgets import server_arguments, why_not_vllm
 from distill.evaluation.endpoint import ModelSettings, evaluate_endpoint
 from distill.evaluation.evaluate import evaluate, evaluation_recipe, render
 from distill.evaluation.few_shot import examples
 from distill.evaluation.grading import grading_recipe
+from distill.evaluation.loglikelihood import with_options
 from distill.evaluation.questions import Asked, Prompts, ask, positions_needed
 from distill.evaluation.requests import answer_limit
 from distill.evaluation.server import Serving
@@ -63,6 +63,7 @@ from distill.training.train import KIND as STUDENT
 from distill.training.train import recipe as train_recipe
 
 TEACHER = "teacher"
+_OF_AN_ARM = {"data", "mode", "think", "thinking_budget"}  # fields of a profile that rows say
 
 
 class NotMade(InputError):
@@ -84,7 +85,7 @@ class StageNote:
 
     def folders(self) -> dict[str, str]:
         """Of what was left, under `out`. Raises NotMade when the stage was not done, or for other settings."""
-        said = artifact.read_json(self.file) if self.file.is_file() else {}
+        said = self._said()
         if self.storage is not None and said.get("asked_for") != self.asked_for:
             said = self.storage.note(self.file, self.asked_for)
         if said.get("asked_for") != self.asked_for:
@@ -92,7 +93,7 @@ class StageNote:
         return said["left"]
 
     def read(self, name: str, kind: str, *, made_by: str = "distill study") -> Artifact:
-        folder = self.out / self.folders()[name]
+        folder = self.out / str(self.folders().get(name))
         if self.storage is not None:
             folder = self.storage.outline(folder)
         if not (folder / artifact.MANIFEST).is_file():
@@ -107,13 +108,30 @@ class StageNote:
             for one in made.values():
                 self.storage.keep(one.path)
             said = self.storage.keep_note(self.file, self.asked_for, said)
-        if not self.file.is_file() or artifact.read_json(self.file) != said:
+        if self._said() != said:
             artifact.write_json(self.file, said)
+
+    def _said(self) -> dict[str, Any]:
+        """Empty where nothing was, or what was is damaged: asked again, the stage finds what it left and says so anew."""
+        try:
+            said = artifact.read_json(self.file) if self.file.is_file() else {}
+        except InputError:
+            return {}
+        return said if isinstance(said, dict) and isinstance(said.get("left"), dict) else {}
 
 
 def file_name(stage: str) -> str:
     """A stage's name as a file has it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stage)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What one student is asked, and the server that takes it: positions of a prompt and its answer, arguments of vLLM's."""
+
+    prompts: Prompts
+    positions: int
+    arguments: tuple[str, ...]
 
 
 @dataclass
@@ -133,6 +151,10 @@ class Workplace:
         # The settings of every stage and every question, before anything runs: what they refuse is said now.
         s = self.settings
         self.test: list[Asked] = ask(s.evaluate_settings().questions, s.evaluate_settings().judges)
+        given: dict[str, str] = {}
+        for row, a in zip(s.tasks, self.test, strict=True):
+            if (other := given.setdefault(a.task.name, row.task)) != row.task:
+                raise InputError(f"tasks: {other} and {row.task} are both called {a.task.name} in the results")
         for arm in s.arms:
             self.load_settings(arm)
         trained = [row for row in s.tasks if row.train is not None]
@@ -212,28 +234,23 @@ class Workplace:
         """Ask the student its questions and put it under load, with one server for everything."""
         student = self.looking().train(member)
         asked = self.settings.evaluate_settings(**self.settings.asking(member.cell.arm))
-        load = self.load_settings(member.cell.arm)
-        votes = self._vote_settings(member, asked.think)
+        load, votes = self.load_settings(member.cell.arm), self._vote_settings(member)
         asked_for = {
             "student": student.key,
             "asked": asked.model_dump(mode="json"),
             "load": load.model_dump(mode="json"),
         }
-        asked_for |= {"tasks": {a.task.name: a.task.revision for a in self.test}}
+        asked_for |= {"tasks": {a.task.name: a.task.revision for a in self.test}} | self._of_the_server
         note = self._note(f"serve {member.id}", asked_for | {"votes": votes and votes.model_dump(mode="json")})
         subject = load_subject(student.path)
         if self.looks_only:
             found = [note.read("evaluation", EVALUATION), note.read("profile", PROFILE)]
             sampled = note.read("sampled", EVALUATION) if votes else None
             return MemberOutcome(student, *found, subject.shape, sampled)
-        shown = think_prompts(subject, self.validation, load.mode, load.think)
-        prompts = render(asked, subject, self.test)
-        limits = [positions_needed(subject, prompts.ids, self._longest(asked))]
-        limits.append(positions_needed(subject, shown.ids, load.max_tokens))
-        evaluation_key = content_key("evaluation", evaluation_recipe(asked, subject, self.test, prompts))
-        profile_key = content_key("profile", profile_recipe(load, subject, self.validation, self.threads))
-        arguments = _limiting(asked, subject, prompts, shown)
-        with self._server_when_needed(member.id, subject, max(limits), arguments) as endpoint:
+        how = self.asking(member, subject)
+        evaluation_key = self._key("evaluation", evaluation_recipe(asked, subject, self.test, how.prompts))
+        profile_key = self._key("profile", profile_recipe(load, subject, self.validation, self.threads))
+        with self._server_when_needed(member.id, subject, how.positions, how.arguments) as endpoint:
             serving = Serving(endpoint, threads=self.threads)
             folder = self.out / "evaluations" / f"{member.id}-{evaluation_key[:12]}"
             evaluation = evaluate(asked, student.path, folder, serving)
@@ -243,17 +260,30 @@ class Workplace:
         note.write(evaluation=evaluation, profile=profile, **({"sampled": sampled} if sampled else {}))
         return MemberOutcome(student, evaluation, profile, subject.shape, sampled)
 
+    def asking(self, member: Member, subject: Subject) -> Asking:
+        """How this student is asked. Raises InputError where its tokenizer or its positions do not allow it."""
+        asked = self.settings.evaluate_settings(**self.settings.asking(member.cell.arm))
+        load = self.load_settings(member.cell.arm)
+        prompts = render(asked, subject, self.test)
+        if asked.score == "loglikelihood":
+            with_options(subject, self.test, prompts)
+        shown = think_prompts(subject, self.validation, load.mode, load.think)
+        positions = [positions_needed(subject, prompts.ids, self._longest(asked))]
+        positions.append(positions_needed(subject, shown.ids, load.max_tokens))
+        return Asking(prompts, max(positions), _limiting(asked, subject, prompts, shown))
+
     def ask_base(self, size: StudentRow) -> Artifact:
         """Ask a pretrained student what it knows before it is trained."""
         name = f"{size.name}-base"
         settings = self.settings.evaluate_settings(few_shot=self.settings.comparators.base.few_shot, think="free")
-        note = self._note(f"ask {name}", {"student": size.student, "asked": settings.model_dump(mode="json")})
+        asked_for = {"student": size.student, "asked": settings.model_dump(mode="json")}
+        note = self._note(f"ask {name}", asked_for | self._of_the_server)
         if self.looks_only:
             return note.read("evaluation", EVALUATION)
         subject = load_subject(_base_folder(size.student))
         prompts = render(settings, subject, self.test)
         positions = positions_needed(subject, prompts.ids, self._longest(settings))
-        key = content_key("evaluation", evaluation_recipe(settings, subject, self.test, prompts))
+        key = self._key("evaluation", evaluation_recipe(settings, subject, self.test, prompts))
         with self._server_when_needed(name, subject, positions) as endpoint:
             folder = self.out / "evaluations" / f"{name}-{key[:12]}"
             made = evaluate(settings, subject.folder, folder, Serving(endpoint, threads=self.threads))
@@ -294,6 +324,14 @@ class Workplace:
     def _note(self, stage: str, asked_for: dict[str, Any]) -> StageNote:
         return StageNote(self.out, stage, content_key("stage", asked_for), self.storage)
 
+    @property
+    def _of_the_server(self) -> dict[str, Any]:
+        """What vLLM was told may change its answers, and how fast they are."""
+        return {"server": list(self.settings.server.arguments)} if self.settings.server.arguments else {}
+
+    def _key(self, kind: str, recipe: dict[str, Any]) -> str:
+        return content_key(kind, recipe | self._of_the_server)
+
     def _whole(self, folder: Path) -> Path:
         """The folder with everything in it, where it may be an outline of one in the storage."""
         return folder if self.storage is None else self.storage.whole(folder)
@@ -304,6 +342,11 @@ class Workplace:
 
     def load_settings(self, arm: ArmRow) -> StudentProfileSettings:
         s = self.settings
+        if misplaced := sorted(_OF_AN_ARM & s.serving.keys()):
+            raise InputError(f"serving: field {misplaced[0]}: is as an arm's or a task's row says; leave it out")
+        for name in s.serving.get("tasks", []):
+            if name not in (asked := [row.task for row in s.tasks]):
+                raise unknown_name("task in serving", str(name), asked)
         asked = s.evaluate_settings(**s.asking(arm))
         values: dict[str, Any] = {"tasks": [row.task for row in s.tasks], "think": asked.think, "mode": asked.mode}
         values["data"] = {row.task: row.data for row in s.tasks if row.data is not None}
@@ -316,18 +359,18 @@ class Workplace:
         """The generation limit, of several tasks the largest."""
         return max(answer_limit(asked, a) for a in self.test)
 
-    def _vote_settings(self, member: Member, think: Think) -> EvaluateSettings | None:
-        """How this student's answers are drawn that a majority is taken of; None where none is."""
+    def _vote_settings(self, member: Member) -> EvaluateSettings | None:
+        """How this student's answers are drawn that a majority is taken of, asked as its arm is; None where none is."""
         row = self.settings.comparators.majority
         of_arm = row is not None and member.cell.arm.id == row.arm
         if not of_arm or member.seed not in (self.settings.seeds_of("majority", member.cell.size) or []):
             return None
-        values = {"samples": row.votes, "temperature": row.temperature, "think": think}
+        values = self.settings.asking(member.cell.arm) | {"samples": row.votes, "temperature": row.temperature}
         return self.settings.evaluate_settings(tasks=row.tasks, **values)
 
     def _sample_votes(self, member: Member, subject: Subject, settings: EvaluateSettings, serving: Serving) -> Artifact:
         asked = ask(settings.questions, settings.judges)
-        key = content_key("evaluation", evaluation_recipe(settings, subject, asked, render(settings, subject, asked)))
+        key = self._key("evaluation", evaluation_recipe(settings, subject, asked, render(settings, subject, asked)))
         folder = self.out / "evaluations" / f"{member.cell.size.name}-majority-seed{member.seed}-{key[:12]}"
         return evaluate(settings, subject.folder, folder, serving)
 

@@ -23,7 +23,6 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from distill.errors import InputError, unknown_name
@@ -267,20 +266,6 @@ class Benchmark(Settings):
                 raise ValueError(f"options: {name!r} is the right answer")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; here the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key.value, str) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _refuse_control_characters(value: Any, field: str, path: Path) -> None:
     """In double quotes YAML reads the `\\b` of `\\boxed` and the `\\f` of `\\frac` as one character each."""
     if isinstance(value, str) and (found := _CONTROL.search(value)):
@@ -304,13 +289,10 @@ def load_benchmark(name: str | Path) -> Benchmark:
         path = FOLDER / f"{shipped}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
         raise unknown_name("benchmark", str(name), BENCHMARKS)
+    values = read_yaml(path)  # says what is wrong with the file or its syntax
     try:
-        values = read_yaml(path)  # says what is wrong with the file or its syntax
-        yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         json.dumps(values, ensure_ascii=False, default=str).encode()
         _refuse_control_characters(values, "", path)
-    except yaml.MarkedYAMLError as error:
-        raise InputError(f"{path}:{error.problem_mark.line + 1}: {error.problem}") from None
-    except (RecursionError, ValueError):  # nested thousands deep; the 30th of February; half a surrogate pair
-        raise InputError(f"{path}: not valid YAML (nested too deep, or no such date, number or character)") from None
+    except (RecursionError, ValueError):  # aliases of themselves; half a surrogate pair
+        raise InputError(f"{path}: not valid YAML (nested too deep, or no such character)") from None
     return validate(Benchmark, values, source=str(path))

@@ -98,7 +98,7 @@ def evaluated(asked: list[Asked], rows: list[Answer], place: Path) -> Artifact:
 
 
 def made_up(
-    settings: StudySettings, folder: Path, rng: np.random.Generator, right=None
+    settings: StudySettings, folder: Path, rng: np.random.Generator, right=None, sizes=SIZES
 ) -> tuple[dict[str, MemberOutcome], dict[str, Artifact]]:
     """Outcomes of all members, and the teacher's answers. `right`: the share of right answers of an arm's students."""
     asked, outcomes = ask(settings.evaluate_settings().questions), {}
@@ -109,10 +109,10 @@ def made_up(
         votes = [x for a in asked for x in answers(rng, a, share, 0, 4)] if arm == "ift" else None
         evaluation = evaluated(asked, rows, folder / member.id)
         sampled = votes and evaluated(asked, votes, folder / f"{member.id}-votes")
-        levels = [{"concurrency": 4, "completed": 9, "failed": 0, "measured": _load(rng)}]
+        levels = [{"concurrency": 4, "load": {}, "completed": 9, "failed": 0, "measured": _load(rng)}]
         profile = {"threads": 1, "tasks": {a.task.name: {"levels": levels} for a in asked}}
         (folder / member.id / "profile.json").write_text(json.dumps(profile))
-        trained = {"flops": float(SIZES[size] * (1 + len(arm))), "parameters": SIZES[size], "tokens": 7}
+        trained = {"flops": float(sizes[size] * (1 + len(arm))), "parameters": sizes[size], "tokens": 7}
         trained |= {"supervised_tokens": 5, "examples": 3, "steps": 2}
         names = ("tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_rss_bytes", "threads")
         measured = dict.fromkeys(names, 1) | {"seconds": float(rng.uniform(10, 20))}
@@ -199,6 +199,21 @@ def test_every_list_of_a_whole_study(tmp_path, rng):
     assert [(e["cell"], e["task"]) for e in found["lengths"]] == [(c, t) for c in cell_ids for t in TASKS]
     for entry in found["lengths"]:
         assert entry["right"]["n"] + entry["wrong"]["n"] == 24 * (3 if entry["cell"].startswith("tiny") else 1)
+
+    # Seeds that differ are of one size.
+    assert [(e["cell"], e["task"]) for e in found["seed_sd"]] == [
+        (c, t) for c in cell_ids if c.startswith("tiny") for t in [*TASKS, "all"]
+    ]
+    for entry in found["seed_sd"]:
+        cell = scored[entry["cell"]]["tasks"]
+        if entry["task"] != "all":
+            seeds = cell[entry["task"]]["metrics"]["accuracy"]["per_seed"]
+            assert entry["sd_points"]["value"] == pytest.approx(100 * np.std(seeds, ddof=1))
+            assert np.mean(entry["think_rate_per_seed"]) == pytest.approx(cell[entry["task"]]["think_rate"])
+        assert entry["sd_points"]["low"] <= entry["sd_points"]["value"] < entry["sd_points"]["high"]
+    (pure,) = found["seed_sd_of_kinds"]  # the other arm is asked in its own way
+    assert (pure["kind"], pure["task"], pure["over_pure"]) == ("pure", "all", None)
+    assert pure["cells"] == ["tiny-ift", "tiny-reasoning"] and pure["freedom"] == 4
 
     assert len(found["break_even"]) == 9 + 9 + 6
     first = found["break_even"][0]["measured"]
@@ -316,6 +331,69 @@ def test_the_teachers_bill_is_for_what_an_arm_was_shown(tmp_path, rng):
         assert entry["measured"]["one_off_usd"]["teacher"]["control"] is None
         assert entry["measured"]["with_training"] is not None
         assert entry["measured"]["with_training_and_teacher"] is None
+
+
+def test_mixed_arms_stand_beside_those_with_all_or_no_reasoning(tmp_path, rng):
+    arms = [{"arm": "ift"}, {"arm": "reasoning"}, {"arm": "mixed:0.5"}, {"arm": "sequential:0.5"}]
+    settings = preset(
+        arms=arms, comparators={}, contrasts=[{"verdict_size": "tiny"}], students=TWO[:1], interactions=[]
+    )
+    outcomes, _ = made_up(settings, tmp_path, rng)
+    found = {e["kind"]: e for e in analysed(settings, outcomes, {})["analysis"]["seed_sd_of_kinds"]}
+    assert set(found) == {"pure", "mixed", "sequential"} and found["mixed"]["cells"] == ["tiny-mixed0.5"]
+    over = found["mixed"]["over_pure"]
+    assert over["value"] == pytest.approx(found["mixed"]["sd_points"]["value"] / found["pure"]["sd_points"]["value"])
+    assert over["low"] < over["value"] < over["high"]
+
+
+def test_answers_after_a_base_that_reasons_are_students_with_reasoning(tmp_path, rng):
+    students = [
+        {"name": "scratch", "student": "tiny", "learning_rate": 0.003, "seeds": [0]},
+        {
+            "name": "reasoner",
+            "student": "tiny",
+            "learning_rate": 0.003,
+            "seeds": [0],
+            "after": {"student": "scratch", "arm": "reasoning"},
+        },
+    ]
+    arms = [{"arm": "ift"}, {"arm": "reasoning", "students": ["scratch"]}]
+    settings = preset(
+        students=students,
+        arms=arms,
+        comparators={},
+        contrasts=[{"verdict_size": "scratch"}],
+        interactions=[],
+        tasks=ONE,
+    )
+    sizes = dict.fromkeys(("scratch", "reasoner"), 1_000_000)
+    outcomes, _ = made_up(settings, tmp_path, rng, sizes=sizes)
+    found = analysed(settings, outcomes, {})["analysis"]["equal_cost"]
+    assert {e["id"] for e in found} == {"scratch-reasoning", "reasoner-ift"}
+    assert {name for e in found for name in e["between"]} <= {"scratch-ift"}
+
+
+def test_pays_needs_what_holms_correction_leaves(tmp_path, rng, monkeypatch):
+    settings = preset(
+        200,
+        comparators={},
+        contrasts=[{"verdict_size": "tiny"}],
+        students=TWO,
+        interactions=[],
+        tasks=[{"task": "max", "train": 10, "test": 200}],
+    )
+    outcomes, _ = made_up(settings, tmp_path, rng, {"ift": 0.2, "reasoning": 0.9, "mixed:0.5": 0.5})
+    results = analysed(settings, outcomes, {})
+    assert {c["verdict"] for c in results["contrasts"]} == {"pays"}
+    assert all("Holm" not in c["sentence"] for c in results["contrasts"])
+    monkeypatch.setattr("distill.study.results.holm", lambda p_values: [0.2] * len(p_values))
+    results = analysed(settings, outcomes, {})
+    assert (
+        {c["verdict"] for c in results["contrasts"]} == {"cannot tell"} == {v["verdict"] for v in results["verdicts"]}
+    )
+    assert all(
+        "after Holm's correction for all that was tested p is 0.200" in c["sentence"] for c in results["contrasts"]
+    )
 
 
 def test_domains_are_the_groups_of_benchmarks():

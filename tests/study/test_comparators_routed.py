@@ -117,7 +117,7 @@ def made_up(
             for sample in range(samples)
         ]
         evaluation = evaluated(asked, answers, folder / member.id)
-        level = {"concurrency": 4, "completed": 9, "failed": 0}
+        level = {"concurrency": 4, "load": {"concurrency": 4}, "completed": 9, "failed": 0}
         profile = {
             "threads": 1,
             "tasks": {
@@ -419,8 +419,8 @@ def test_what_was_asked_once_and_votes_say_the_same_question_by_question(rng, tm
 @pytest.mark.parametrize(
     ("arms", "row", "said"),
     [
-        ([{"arm": "ift", "name": "oracle"}], {}, "oracle is the name of an arm"),
-        ([{"arm": "ift", "name": "router"}], {}, "router is the name of an arm"),
+        ([{"arm": "ift", "name": "oracle"}], {}, "oracle is the name of"),
+        ([{"arm": "ift", "name": "router"}], {}, "router is the name of"),
         ([], {"direct": THINKS}, "thinks and direct are the same arm"),
         ([{"arm": "ift", "seeds": [9]}], {"direct": "ift"}, "no training seed in common"),
     ],

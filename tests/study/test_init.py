@@ -14,6 +14,7 @@ from distill.study.init import LEAST_TRAINED, MOST_ASKED, fitting_checker, init_
 from distill.study.settings import StudySettings
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
+from distill.traces.asked import asked_questions, open_tasks
 
 TEACHER = {"teacher": "http://127.0.0.1:9/v1", "model": "teacher"}
 LABELS = ["billing", "crash", "praise", "other matter"]
@@ -65,6 +66,8 @@ def test_the_file_that_is_written_loads_and_its_questions_are_those_of_the_data(
     trained = {p.prompt for p in read.problems("train", *settings.traces[0].tasks.values(), settings.data_seed)}
     assert not asked & trained and asked | trained <= {row["text"] for row in rows}
     assert len(asked) == made.summary["asked"] and len(trained) == made.summary["trained on"]
+    of_teacher = settings.generate_settings(settings.traces[0])
+    assert {p.prompt for p in asked_questions(of_teacher, open_tasks(of_teacher)).problems} == trained
     assert read.checker == "math" or all(read.is_correct(p, p.gold) for p in read.problems("all", None, 0))
     assert settings.margin_points == 3.5 and [size.seeds for size in settings.students] == [[0, 1]] * 2
     (verdict,) = [c for c in settings.contrasts if c.verdict_size]
@@ -86,6 +89,40 @@ def test_what_flags_say_goes_before_what_answers_look_like(rng, tmp_path):
         ("rouge_l", "squad_f1"),
     )
     assert made.settings.traces[0].teacher.vllm == "some/model" and made.settings.hardware == "cpu-2core"
+
+
+@pytest.mark.parametrize(
+    ("students", "tokens"),
+    [(["Qwen/Qwen2.5-0.5B"], 4096), (["Qwen/Qwen2.5-0.5B", "tiny"], 2048), (["small", "short"], 300), (["odd"], 4096)],
+)
+def test_answers_and_their_questions_have_room_in_every_student(students, tokens, rng, tmp_path):
+    for name, config in (("short", {"max_position_embeddings": 600}), ("odd", {"max_position_embeddings": None})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    data = write(tmp_path / "own.jsonl", made_up(rng, 400, ANSWERS["number"](rng)))
+    students = [str(tmp_path / one) if one in ("short", "odd") else one for one in students]
+    made = init_study(data, tmp_path / "s.yaml", prompt="text", answer="about.gold", students=students, **TEACHER)
+    assert made.settings.evaluation["max_tokens"] == tokens
+
+
+def test_rows_that_cannot_be_read_are_left_out_on_request_and_counted(rng, tmp_path):
+    rows = made_up(rng, 600, ANSWERS["number"](rng))
+    broken, again = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    lines = [json.dumps(row) for row in [*rows, *rows[:again]]]
+    for i in range(broken):
+        lines.insert(
+            int(rng.integers(len(lines))), ["{", '{"text": "x"}', '{"text": 3, "about": {"gold": 3}}', "[]"][i % 4]
+        )
+    data = tmp_path / "own.jsonl"
+    data.write_text("\n".join(lines))
+    assert "own.jsonl:" in refused(tmp_path, str(data))
+    given = {"prompt": "text", "answer": "about.gold", "students": ["tiny"], **TEACHER}
+    made = init_study(str(data), tmp_path / "s.yaml", skip_bad=True, **given)
+    assert made.summary["questions"] == 600
+    assert made.summary["rows that cannot be read"] == broken
+    assert made.summary["rows that repeat a question"] == again
+    settings = load(StudySettings, made.path)
+    assert settings.tasks[0].data.skip_bad and settings.traces[0].data["own"].skip_bad
 
 
 def test_no_more_are_asked_than_narrow_an_interval(rng, tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.process import child_environment, distill_command
 from distill.settings import validate
-from distill.study.launch import on_ray, on_slurm
+from distill.study import run as study_run
+from distill.study.launch import on_ray, on_slurm, ray_task
 from distill.study.launch.launch import LaunchSettings, devices_of
 from distill.study.launch.on_slurm import arrays
-from distill.study.run import keep_failure, write_beginning
+from distill.study.launch.ray_task import Task, do_stage
+from distill.study.run import failure_file, keep_failure, write_beginning
 from distill.study.settings import StudySettings
 from distill.study.stages import Stage, stages
 
@@ -134,8 +137,7 @@ def may_run(index):
     if kind == "aftercorr":
         return states[needs[0]]["tasks"].get(index) == 0
     if kind == "afterok":
-        job, _, task = needs[0].partition("_")
-        return states[job]["tasks"].get(task) == 0
+        return all(states[job]["tasks"].get(task) == 0 for job, _, task in (need.partition("_") for need in needs))
     assert kind in ("", "afterany") and all(job in states for job in needs)
     return True
 
@@ -229,7 +231,7 @@ def test_what_ray_began_and_lost_slurm_ends_elsewhere(tmp_path, elsewhere, slurm
 
     run = launched()
     os.kill(wait_for(lambda: ray_workers_about(on_ray), run)[0], signal.SIGKILL)
-    wait_for(lambda: list(on_ray.glob("students/*/recipe.json")), run)
+    wait_for(lambda: [one for one in processes_about(on_ray).values() if "train tiny-ift-seed0" in one], run)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
     wait_for(lambda: not processes_about(on_ray))
@@ -287,6 +289,12 @@ WIDE = MINI | {
     ],
     "contrasts": [{"treatment": "reasoning-more", "control": "ift-some", "verdict_size": "tiny"}],
 }
+ON_FROM = WIDE | {
+    "students": [
+        WIDE["students"][0],
+        WIDE["students"][0] | {"name": "further", "after": {"student": "tiny", "arm": "ift-some"}},
+    ],
+}
 NO_GPUS = {"on": "slurm", "gpus": False}
 
 
@@ -294,7 +302,7 @@ def study(values: dict) -> StudySettings:
     return validate(StudySettings, values, source="study.yaml")
 
 
-@pytest.mark.parametrize("values", [MINI, WIDE])
+@pytest.mark.parametrize("values", [MINI, WIDE, ON_FROM])
 def test_each_job_waits_for_what_it_needs(values, rng):
     """Whatever is done already."""
     settings = study(values)
@@ -308,13 +316,9 @@ def test_each_job_waits_for_what_it_needs(values, rng):
         array, index = place
         needed = [name for name in one.after if name in {other.name for other in todo}]
         assert array.devices == devices_of(settings, one)
-        if not needed:
-            assert array.on is None
-            continue
-        other = by_name[array.on]
-        assert found.index(other) < found.index(array)
-        waited = other.stages[index] if array.waits == "aftercorr:{}" else other.stages[int(array.waits.split("_")[1])]
-        assert [waited] == needed
+        waited = [*array.after, *([(array.beside, index)] if array.beside else [])]
+        assert all(found.index(by_name[name]) < found.index(array) for name, _ in waited)
+        assert sorted(by_name[name].stages[number] for name, number in waited) == sorted(needed)
 
 
 def test_a_stage_that_starts_its_own_teacher_takes_its_gpus():
@@ -332,8 +336,7 @@ def stand_in_stages(monkeypatch, tmp_path: Path, fails: str) -> Path:
     body = f'name="$3"; [ "$1" = report ] && name=collect; [ "$name" = "{fails}" ] && exit 2; echo "$name" >> "{done}"'
     program = tmp_path / "a stage.sh"
     program.write_text(body)
-    for module in (on_slurm, on_ray):
-        monkeypatch.setattr(module, "distill_command", lambda _, *rest: ["bash", str(program), *rest])
+    monkeypatch.setattr(on_slurm, "distill_command", lambda _, *rest: ["bash", str(program), *rest])
     return done
 
 
@@ -341,14 +344,15 @@ def submit(settings: StudySettings, out: Path, **how: object) -> None:
     on_slurm.submit(settings, out, stages(settings), validate(LaunchSettings, NO_GPUS | how, source="test"))
 
 
-def test_a_job_that_fails_takes_out_only_what_depends_on_it(tmp_path, slurm, monkeypatch, rng):
-    settings = study(WIDE)
+@pytest.mark.parametrize("values", [WIDE, ON_FROM])
+def test_a_job_that_fails_takes_out_only_what_depends_on_it(tmp_path, slurm, monkeypatch, rng, values):
+    settings = study(values)
     every = {one.name: one for one in stages(settings)}
     fails = str(rng.choice([*every]))
     done = stand_in_stages(monkeypatch, tmp_path, fails)
     for name in ("PATH", "FAKE_SLURM"):
         monkeypatch.setenv(name, slurm[0][name])
-    submit(settings, tmp_path / "it's out")
+    submit(settings, tmp_path / 'it\'s "an" öut')
     broken = {fails}
     for one in every.values():  # in an order in which what is needed comes first
         if broken & set(one.after):
@@ -359,10 +363,10 @@ def test_a_job_that_fails_takes_out_only_what_depends_on_it(tmp_path, slurm, mon
 
 def test_the_scripts_say_what_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = tmp_path / "it's 100% out"
-    lines = ["--partition=gpu", "train: --time=9:00:00", "collect:--partition=cpu"]
+    out = tmp_path / 'it\'s 100% "out"'
+    lines = ["--partition=gpu", "train: --time=9:00:00", "train-1: --mem=4G", "collect:--partition=cpu"]
     submit(study(WIDE), out, gpus=True, dry_run=True)
-    log = f"{tmp_path}/it's 100%% out/slurm/logs/train-4-after-traces-0-%A-%a.log"
+    log = rf"{tmp_path}/it's 100%% \"out\"/slurm/logs/train-4-after-traces-0-%A-%a.log"
     assert f'#SBATCH --output="{log}"' in (out / "slurm" / "train-4-after-traces-0.sh").read_text().splitlines()
     submit(study(WIDE), out, gpus=True, dry_run=True, sbatch=lines, cpus=3, storage="s3://b/c d")
     scripts = {path.stem: path.read_text() for path in (out / "slurm").glob("*.sh")}
@@ -372,7 +376,8 @@ def test_the_scripts_say_what_was_asked_for(tmp_path, monkeypatch):
     options = {name: re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE) for name, text in scripts.items()}
     wide = options["train-4-after-traces-0"]
     assert {"--gres=gpu:4", "--cpus-per-task=12", "--partition=gpu", "--time=9:00:00", "--array=0,1"} <= {*wide}
-    assert not any(line.startswith("--output") for line in wide)
+    assert not any(line.startswith(("--output", "--mem")) for line in wide)
+    assert "--mem=4G" in options["train-1-after-traces-0"]
     assert "--array=0,1" in options["traces"] and "--time=9:00:00" not in options["traces"]
     assert not any("gres" in line for line in options["traces"] + options["collect"])
     assert [line for line in options["collect"] if "partition" in line] == ["--partition=gpu", "--partition=cpu"]
@@ -388,9 +393,9 @@ def test_a_submission_that_is_refused_leaves_nothing_queued(tmp_path, monkeypatc
     programs.mkdir()
     taken_back = tmp_path / "taken back"
     for name, body in {
-        "sbatch": f'[ -e "{tmp_path}/full" ] || {{ touch "{tmp_path}/full"; echo "7;cluster"; exit; }}; echo "no such partition" >&2; exit 1',
+        "sbatch": f'[ -e "{tmp_path}/full" ] || {{ touch "{tmp_path}/full"; echo "7;cluster"; exit; }}; echo "of our site" >&2; echo "error: no such partition" >&2; exit 1',
         "scancel": f'echo "$@" > "{taken_back}"',
-        "squeue": '[ "$3" = 7 ] && echo "7 pending"',
+        "squeue": '[ "$4" = 7,8 ] && echo 7',
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
@@ -398,7 +403,7 @@ def test_a_submission_that_is_refused_leaves_nothing_queued(tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"no such partition .*nothing was submitted"):
         submit(study(MINI), tmp_path / "out")
     assert taken_back.read_text() == "7\n" and not (tmp_path / "out" / "slurm" / "jobs").exists()
-    (tmp_path / "out" / "slurm" / "jobs").write_text("traces 7\n")
+    (tmp_path / "out" / "slurm" / "jobs").write_text("traces 7\ntrain-1 8\n")
     with pytest.raises(InputError, match="still queued; wait, or scancel 7"):
         submit(study(MINI), tmp_path / "out")
     (tmp_path / "out" / "slurm" / "jobs").write_text("traces 8\n")
@@ -413,6 +418,36 @@ def test_without_slurm_nothing_is_submitted(tmp_path, monkeypatch):
         submit(study(MINI), tmp_path / "out")
 
 
+def test_jobs_that_were_submitted_by_hand_or_left_by_a_kill_are_known(tmp_path, slurm, monkeypatch):
+    """submit.sh says what it submits while it does."""
+    stand_in_stages(monkeypatch, tmp_path, "nothing")
+    for name in ("PATH", "FAKE_SLURM"):
+        monkeypatch.setenv(name, slurm[0][name])
+    jobs, kept = tmp_path / "out" / "slurm" / "jobs", tmp_path / "out" / "slurm" / "kept"
+    submit(study(MINI), tmp_path / "out", dry_run=True)
+    assert not jobs.exists()
+    subprocess.run(["bash", jobs.with_name("submit.sh")], check=True, capture_output=True, cwd="/")
+    assert [line.split()[0] for line in jobs.read_text().splitlines()][-1] == "collect"
+    (tmp_path / "bin" / "squeue").write_text(f'#!/bin/bash\nset -- ${{@: -1}}\necho "${{1%%,*}}" | tee "{kept}"\n')
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    with pytest.raises(InputError, match=r"still queued; wait, or scancel 1$"):
+        submit(study(MINI), tmp_path / "out")
+    (tmp_path / "bin" / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    (tmp_path / "bin" / "squeue").unlink()
+    (tmp_path / "bin" / "sbatch").write_text(
+        f'#!/bin/bash\n[ -e "{kept}.2" ] && kill -9 $PPID; touch "{kept}.2"; echo 5\n'
+    )
+    with pytest.raises(InputError, match="exit code -9"):
+        submit(study(MINI), tmp_path / "out")
+    assert jobs.read_text() == "traces 5\n"
+
+
+def test_a_path_that_slurm_cannot_read_is_refused(tmp_path):
+    for name in ("a\nb", "a\\b"):
+        with pytest.raises(InputError, match="expected a path that Slurm can read"):
+            submit(study(MINI), tmp_path / name, dry_run=True)
+
+
 class Nobody:
     """A board that nobody reads."""
 
@@ -424,19 +459,24 @@ class Nobody:
 
 def do(out: Path, *failures: str | None, shared: bool = True) -> str | None:
     after = [f"train {number}" for number in range(len(failures))]
-    return on_ray._do(Nobody, "serve x", ["study", "stage", "p", "serve x"], ("/", str(out), shared), after, *failures)
+    task = Task("serve x", ["study"], "/", out / "log", failure_file(out, "serve x"), out / "p" if shared else None)
+    return do_stage(Nobody, task, after, *failures)
 
 
 def test_what_a_task_says_of_its_stage(tmp_path, monkeypatch):
     said = {"exit 0": None, 'echo "error: so it is" >&2; exit 2': "error: so it is"}
     command = {"text": ""}
-    monkeypatch.setattr(on_ray, "distill_command", lambda *_: ["bash", "-c", command["text"]])
+    monkeypatch.setattr(ray_task, "distill_command", lambda *_: ["bash", "-c", command["text"]])
     assert "not seen from" in do(tmp_path / "out")
     assert do(tmp_path / "out", None, "out of memory", shared=False) == "train 1 failed"
     for command["text"], expected in said.items():
         reason = do(tmp_path / "out", shared=False)
         assert reason is None if expected is None else reason.startswith(expected)
+    keep_failure(tmp_path / "out", "serve x", "of an earlier try")
+    assert do(tmp_path / "out", shared=False).startswith(expected)
     keep_failure(tmp_path / "out", "serve x", "a line\nand another")
+    command["text"] = f'cp "{tmp_path}/said" "{failure_file(tmp_path / "out", "serve x")}"; exit 2'
+    failure_file(tmp_path / "out", "serve x").rename(tmp_path / "said")
     assert do(tmp_path / "out", shared=False) == "a line\nand another"
     for command["text"] in ("kill -9 $$", "exit 143"):  # killed, or told to stop: not of its own
         with pytest.raises(RuntimeError, match="killed"):
@@ -460,9 +500,71 @@ def test_a_stage_that_fails_on_ray_takes_down_only_what_depends_on_it(tmp_path, 
         ray.shutdown()
     said = capsys.readouterr().err
     assert "traces all: done" in said and "serve nobody: train nobody failed" in said
-    (kept,) = (out / "failures").iterdir()
+    (kept,) = (out / "failures").iterdir()  # of the one that is done there is none
     assert "unknown stage 'train nobody'" in json.loads(kept.read_text())["reason"]
     assert list(out.glob("traces-*/manifest.json"))
+
+
+class Cluster:
+    """Machines that a Ray says it has, by their (CPUs, GPUs)."""
+
+    def __init__(self, *machines: tuple[float, float]):
+        self._machines = machines
+
+    def nodes(self) -> list[dict]:
+        gone = {"Alive": False, "Resources": {"CPU": 999.0, "GPU": 99.0}}
+        return [{"Alive": True, "Resources": {"CPU": c} | ({"GPU": g} if g else {})} for c, g in self._machines] + [
+            gone
+        ]
+
+
+def test_a_stage_takes_its_share_of_the_machines_that_it_can_run_on():
+    """Machines without GPUs have cores that a stage with GPUs cannot have."""
+    settings = study(WIDE)
+    todo = [one for one in stages(settings) if one.name in ("traces some", "train wide-ift-some-seed0")]
+    how = validate(LaunchSettings, {"on": "ray"}, source="test")
+    cpus, needs = on_ray._needs(Cluster((64, 0), (32, 4), (48, 8)), settings, todo, how)
+    assert cpus == 6 and needs["train wide-ift-some-seed0"] == {"num_cpus": 24, "num_gpus": 4}
+    cpus, needs = on_ray._needs(Cluster((4, 0), (2, 0)), settings, todo, how)
+    assert cpus == 1 and [*needs.values()] == [{"num_cpus": 1, "num_gpus": 0}, {"num_cpus": 4, "num_gpus": 0}]
+    with pytest.raises(InputError, match="takes 36 CPUs and 4 GPUs, and no machine of the cluster has as many"):
+        on_ray._needs(Cluster((32, 4)), settings, todo, how.model_copy(update={"cpus": 9}))
+
+
+@pytest.mark.parametrize("gpus", [["a", "b", "c"], ["a"], []])
+def test_a_stage_takes_as_many_devices_as_it_wants_and_no_more(tmp_path, monkeypatch, gpus):
+    """Whatever a machine has; killed on the way, it is known to have been begun."""
+    seen = []
+
+    def act(place) -> None:
+        seen.append((place.gpus, json.loads(failure_file(tmp_path, "serve x").read_text())["reason"]))
+        raise KeyboardInterrupt  # which nobody keeps
+
+    monkeypatch.setattr(study_run, "local_gpus", lambda: gpus)
+    monkeypatch.setattr(study_run, "stage", lambda *_: Stage("serve x", act, devices=2))
+    error, said = (InputError, "serve x: takes 2 devices") if len(gpus) == 1 else (KeyboardInterrupt, None)
+    with pytest.raises(error, match=said):
+        study_run.run_stage(study(MINI), tmp_path, "serve x", threads=1)
+    begun = "begun and not ended: it was killed, or still runs"
+    assert seen == ([] if len(gpus) == 1 else [(("a", "b") if gpus else None, begun)])
+    assert json.loads(failure_file(tmp_path, "serve x").read_text())["reason"].startswith(said or begun)
+
+
+def test_how_a_study_was_launched_is_written_as_a_shell_reads_it(tmp_path):
+    (tmp_path / "my study.yaml").write_text(yaml.safe_dump(MINI))
+    given = ["study", "launch", str(tmp_path / "my study.yaml"), "--out", str(tmp_path / "it's out"), "--on", "slurm"]
+    given += [
+        "--storage",
+        (tmp_path / "stored").as_uri(),
+        "--cpus",
+        "3",
+        "--sbatch",
+        "train: --time=9:00:00",
+        "--no-gpus",
+    ]
+    run = CliRunner().invoke(app, [*given, "--dry-run"])
+    assert run.exit_code == 0, run.exception
+    assert shlex.split((tmp_path / "it's out" / "command").read_text()) == ["distill", *given]
 
 
 @pytest.mark.parametrize(
@@ -473,6 +575,8 @@ def test_a_stage_that_fails_on_ray_takes_down_only_what_depends_on_it(tmp_path, 
         ("--on ray --sbatch --time=1", "sbatch: is for --on slurm"),
         ("--on slurm --address a:1", "address: is for --on ray"),
         ("--on kubernetes", "field on"),
+        ("--on slurm --sbatch trian:--time=1", "sbatch: expected '--option' or '{traces|"),
+        ("--on slurm --sbatch train8:--time=1", "found 'train8:--time=1'"),
         ("--on slurm --cpus 0", "field cpus"),
         ("--on ray --address 127.0.0.1:9", "no cluster at 127.0.0.1:9, which is --address"),
         ("--on ray --storage nosuch://x", "--storage nosuch://x"),

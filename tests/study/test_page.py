@@ -20,6 +20,7 @@ import pytest
 from distill.errors import InputError
 from distill.process import child_environment, distill_command
 from distill.study.page import render
+from distill.study.page.reading import typeset
 from distill.study.page.threats import checks
 from distill.study.report import write_report
 
@@ -205,7 +206,7 @@ def made_up_results(seed: int = 0) -> dict:
         },
         "margin_points": 2.0,
         "confidence": 0.95,
-        "teacher": {"name": "solver", "cost_usd": 0.0, "note": "none: a procedural solver wrote the traces"},
+        "teacher": {"name": "solver", "cost_usd": 0.0, "note": "a procedural solver wrote the traces"},
         "tasks": [
             {
                 "name": task,
@@ -290,7 +291,7 @@ def test_the_verdicts_come_first_with_their_sentences(html):
     assert at == sorted(at)
     text = " ".join(Elements(html).text)
     for verdict in results["verdicts"]:
-        assert verdict["sentence"] in text
+        assert verdict["sentence"].replace(" -", " −").replace("[-", "[−") in text
 
 
 def test_every_student_contrast_and_setting_is_on_the_page(page):
@@ -566,6 +567,7 @@ def test_threats_follow_from_what_was_measured():
         cell["learning_rate"] = 3e-3
         for result in cell["tasks"].values():
             result["unfinished_rate"] = 0.0
+            result["metrics"]["accuracy"]["value"] = min(0.9, result["metrics"]["accuracy"]["value"])
     for contrast in good["contrasts"]:
         contrast.update(n_seeds=3, per_seed=[1.0, 2.0, 3.0], verdict="pays", training_tokens_factor=1.0)
     good["teacher"] = {"name": "a served model", "cost_usd": 1.5, "note": ""}
@@ -575,7 +577,7 @@ def test_threats_follow_from_what_was_measured():
     assert concerns(unmatched)["What the arms were matched on"]
     for title in ("Unfinished answers", "Training seeds", "Seeds that disagree", "Margin and power", "The teacher"):
         assert found[title]
-    assert found["What the arms were matched on"] and found["Learning rates"]
+    assert found["What the arms were matched on"] and found["Learning rates"] and found["Too easy or too hard"]
     assert not any(concerns(good).values())
     # A reasoning student that answers without thinking, and one whose answers have another origin.
     stray = copy.deepcopy(good)
@@ -585,6 +587,28 @@ def test_threats_follow_from_what_was_measured():
         "Students that leave their format",
         "Where the answers come from",
     }
+
+
+def test_a_task_without_room_for_the_margin_is_a_threat():
+    results = made_up_results()  # a margin of 2 points
+    of_cells = {cell["id"]: cell["tasks"] for cell in results["cells"]}
+
+    def said(treatment: float, control: float) -> str:
+        for arm, value in (("reasoning", treatment), ("ift", control)):
+            of_cells[f"tiny-{arm}"]["max"]["metrics"]["accuracy"]["value"] = value
+        return next(check.text for check in checks(results) if check.title == "Too easy or too hard")
+
+    assert "no gain of the margin is possible: max (98.1\u00a0%)" in said(0.5, 0.981)
+    assert "leaves room" in said(0.5, 0.979) and "leaves room" in said(0.021, 0.0)
+    assert "Neither side is right on as much as the margin: max." in said(0.019, 0.0)
+
+
+def test_sentences_are_typeset():
+    said = "On f1-x, -0.8 points (95% interval -2.9 to +1.3) at 2.6x the tokens of qwen-2.5x-3; [-1, 2]."
+    assert (
+        typeset(said)
+        == "On f1-x, −0.8 points (95\u00a0% interval −2.9 to +1.3) at 2.6× the tokens of qwen-2.5x-3; [−1, 2]."
+    )
 
 
 @pytest.mark.parametrize(

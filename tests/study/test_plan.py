@@ -21,7 +21,7 @@ from distill.study.cells import cells
 from distill.study.plan import hub, problems, rates
 from distill.study.plan.answers import Answering, Batch
 from distill.study.plan.counts import Lengths, counted, expected
-from distill.study.plan.memory import GIB, Device, while_serving, while_training
+from distill.study.plan.memory import GIB, Device, is_divisible, while_serving, while_training
 from distill.study.plan.plan import plan
 from distill.study.plan.rates import Measured, read_rates
 from distill.study.plan.seconds import ASSUMED_OF_ROOFLINE, START_S, Assumed
@@ -68,6 +68,15 @@ def big(student="Qwen/Qwen2.5-7B", *, row="h200-sxm", devices=1, **values):
         "training": {"row_tokens": 4096, "batch": 8},
     }
     return study(**(whole | values))
+
+
+# An import that is not here.
+DONE = {
+    "name": "a",
+    "import": {"file": "nowhere.jsonl"},
+    "expected_tokens": {"prompt": 200, "reasoning": 900, "ift": 150},
+    "expected_pairs": 100,
+}
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +245,10 @@ def test_a_cell_that_cannot_fit_is_an_error(monkeypatch):
     (error, *_) = plan(big(row="l4"))["errors"]
     assert error.startswith("big-") and "(and 2 more of big): training needs about" in error
     assert "on each of 1 l4" in error and "activation_checkpointing: full, or more `devices`" in error
-    assert plan(big(devices=8))["errors"] == []
+    assert plan(big(devices=4))["errors"] == []
     narrow = {"row_tokens": 65536, "batch": 8}
-    assert "training needs" in plan(big(devices=8, training=narrow))["errors"][0]
-    student = big(devices=8).students[0].model_dump() | {"activation_checkpointing": "full"}
+    assert "training needs" in plan(big(devices=4, training=narrow))["errors"][0]
+    student = big(devices=4).students[0].model_dump() | {"activation_checkpointing": "full"}
     again = plan(big(students=[student], training=narrow))
     assert again["errors"] == []
     lora = plan(big(row="h200-sxm", training={"row_tokens": 1024, "batch": 8, "lora_rank": 16}))
@@ -268,6 +277,31 @@ def test_an_endpoint_that_is_down_is_found_quickly():
 )
 def test_what_is_wrong_with_a_preset_is_found(values, said):
     assert any(said in error for error in plan(study(**values))["errors"])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"evaluation": {"max_tokens": 100_000}}, "tiny-ift: prompts and --max-tokens need 1000"),
+        ({"serving": MINI["serving"] | {"max_tokens": 100_000}}, "tiny-ift: prompts and --max-tokens need 1000"),
+        ({"arms": [*MINI["arms"], {"arm": "reasoning", "mode": "ift"}]}, "tiny-reasoning-mode_ift: "),
+        (
+            {"arms": [*MINI["arms"], {"arm": "mixed:0.5", "name": "both", "training": {"mode_signal": "prompt"}}]},
+            "tiny-both: ",
+        ),
+    ],
+)
+def test_a_student_that_could_not_be_asked_is_found_before_it_is_trained(values, said):
+    errors = plan(study(**values))["errors"]
+    assert any(error.startswith(said) for error in errors), errors
+
+
+def test_devices_that_do_not_divide_a_model_are_found():
+    (error,) = plan(big("Qwen/Qwen2.5-0.5B", devices=4, traces=[DONE]))["errors"]
+    assert error.startswith("big: Qwen/Qwen2.5-0.5B cannot be served by 4 devices") and "14 attention heads" in error
+    assert plan(big("Qwen/Qwen2.5-0.5B", devices=2, traces=[DONE]))["errors"] == []
+    here = model_shape("tiny").model
+    assert [is_divisible(here, n) for n in (1, 2, 3, 4)] == [True, True, False, False]
 
 
 def test_vllm_that_is_missing_is_wrong_only_where_the_study_will_run(monkeypatch):

@@ -99,6 +99,7 @@ def made_up(settings: StudySettings, folder: Path, *, threads: int | None = 1) -
         levels = [  # of the profile
             {
                 "concurrency": concurrency,
+                "load": {"concurrency": concurrency},
                 "completed": 10,
                 "failed": 0,
                 "measured": {

@@ -146,6 +146,27 @@ def test_of_two_writers_the_first_wins_and_the_other_has_what_that_one_made(url,
     assert contents(late) == winner and stored(url) == before
 
 
+def test_a_manifest_that_was_not_kept_costs_nobody_a_folder(url, tmp_path, rng, monkeypatch):
+    here = Storage(url, tmp_path / "here")
+    folder = make(tmp_path / "here", rng)
+    before = contents(folder)
+    monkeypatch.setattr(here, "_write_once", lambda *_: None)
+    with pytest.raises(InputError, match="was written and cannot be read"):
+        here.keep(folder)
+    assert contents(folder) == before
+
+
+def test_what_cannot_write_once_looks_before_it_writes(url, tmp_path):
+    class Careless(Counted):
+        def pipe_file(self, path, data, mode="overwrite"):
+            self.fs.pipe_file(path, data)
+
+    store = Storage(url, tmp_path)
+    store._fs = Careless(store._fs)
+    for number in range(2):
+        assert store.keep_note(tmp_path / "stages" / "x.json", "k" * 32, {"number": number}) == {"number": 0}
+
+
 def test_an_outline_names_a_student_without_its_weights_and_the_whole_comes_later(url, tmp_path, rng):
     here, there = Storage(url, tmp_path / "here"), Storage(url, tmp_path / "there")
     student, pairs = make(tmp_path / "here", rng), make(tmp_path / "here", rng, kind="traces", name="traces-1")

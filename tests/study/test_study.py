@@ -22,7 +22,7 @@ from distill.study import workplace
 from distill.study.cells import cells
 from distill.study.declared import declare
 from distill.study.jobs import Children, Job, JobFailed, run_jobs
-from distill.study.outcomes import Graded
+from distill.study.outcomes import Graded, MemberOutcome
 from distill.study.results import build_results, decide, sentence
 from distill.study.settings import StudySettings
 from distill.study.stages import stages
@@ -67,11 +67,28 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(tasks=[{"task": "ad", "train": 1, "test": 1}]), "did you mean 'add'"),
         (changed(arms=[{"arm": "mixed:1.5"}]), "from 0 to 1"),
         (changed(arms=[{"arm": "reason"}]), "did you mean 'reasoning'"),
+        (changed(arms=[{"arm": "ift\nx"}]), "unknown arm"),
+        (changed(students=[MINI["students"][0] | {"name": "x" * 300}]), "students.0.name"),
+        (changed(arms=[*MINI["arms"], {"arm": "ift", "name": "x" * 300}]), "arms.2.name"),
         (changed(arms=[{"arm": "ift"}, {"arm": "ift"}]), "appears twice"),
         (changed(arms=[{"arm": "ift", "match": "token"}]), "arms.0.match"),
         (changed(contrasts=[{"verdict_size": "tinny"}]), "did you mean 'tiny'"),
         (changed(contrasts=[{"treatment": "mixed", "verdict_size": "tiny"}]), "unknown arm in contrasts"),
         (changed(contrasts=[{}]), "exactly one"),
+        (changed(contrasts=[{"verdict_size": "tiny"}, {}]), "reasoning and ift are compared twice"),
+        (changed(contrasts=[{"treatment": "ift", "verdict_size": "tiny"}]), "ift is compared with itself"),
+        (changed(interactions=[{"students": ["tiny", "tiny"]}]), "two sizes that differ"),
+        (changed(arms=[*MINI["arms"], {"arm": "mixed:0.5", "name": "base"}]), "arms: base is the name of a comparator"),
+        (changed(server={"dtype": "float16"}), "server.dtype: the study says it itself"),
+        (
+            changed(
+                comparators={"teacher": {"url": "http://a/v1", "model": "m"}},
+                evaluation={"score": "loglikelihood"},
+            ),
+            "comparators.teacher: gives no likelihoods",
+        ),
+        (changed(expected_tokens={"prompt": 1, "reasoning": 1e300, "ift": 1}), "expected_tokens.reasoning"),
+        (changed(title=[["x"] * 1000] * 1000), "field title"),
         (changed(margin_points=0), "margin_points"),
         (changed(hardware="h2000"), "h200-sxm"),
         (changed(epoch=3), "epoch: no such field"),
@@ -129,6 +146,45 @@ def test_a_wrong_preset_is_refused_in_one_line_that_names_the_field(values, said
     assert said in str(caught.value) and "\n" not in str(caught.value) and "study.yaml" in str(caught.value)
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title: a\ntitle: b\n", "study.yaml:2: the key 'title' stands twice"),
+        ("training: {batch: 8, row_tokens: 256, batch: 16}\n", "study.yaml:1: the key 'batch' stands twice"),
+        (f"{BOMB}title: *a11\n", "field a0: no such field"),
+        (f"training: {'[' * 5000}", "not valid YAML"),
+        ("training: &a {x: *a}\ntitle: a", "needed, but not given"),
+        ("title: 2026-02-30\n", "not valid YAML"),
+        ("- a\n", "expected a mapping"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused_in_one_line(tmp_path, text, said):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load(StudySettings, file)
+    assert said in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_small_number_is_the_same_however_it_is_written(tmp_path):
+    """The stages of a study are named alike by its preset and by the preset.json that they are started with."""
+    arms = [{"arm": "ift"}, {"arm": "reasoning"}, {"arm": "mixed:0.5", "name": "own", "training": {"weight_decay": 9}}]
+    text, names = yaml.safe_dump(changed(arms=arms)), []
+    for written in ("1e-5", "1.0e-5", "0.00001"):
+        (tmp_path / "study.yaml").write_text(text.replace("weight_decay: 9", f"weight_decay: {written}"))
+        settings = load(StudySettings, tmp_path / "study.yaml")
+        study_run.write_beginning(settings, tmp_path / "out", "how")
+        again = load(StudySettings, tmp_path / "out" / study_run.PRESET)
+        names += [[stage.name for stage in stages(one)] for one in (settings, again)]
+    assert all(one == names[0] for one in names)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
@@ -141,6 +197,8 @@ def test_a_wrong_preset_is_refused_in_one_line_that_names_the_field(values, said
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_margin(low, high, verdict):
     assert decide(Interval((low + high) / 2, low, high), margin=2.0) == verdict
+    corrected = decide(Interval((low + high) / 2, low, high), margin=2.0, significant=False)
+    assert corrected == ("cannot tell" if verdict == "pays" else verdict)
 
 
 @pytest.mark.parametrize("arm", ["ift", "mixed:0.5", "sequential:0.5"])
@@ -158,6 +216,7 @@ def test_any_arm_can_be_matched_with_or_without_the_arm_reasoning(arm, match):
 
 CONTRAST = {
     "task": "add",
+    "size": "tiny",
     "metric": "accuracy",
     "treatment": "tiny-mixed0.5",
     "control": "tiny-ift",
@@ -193,6 +252,14 @@ def test_with_fewer_than_three_seeds_a_sentence_speaks_of_these_students():
     assert "these trained students" in of(2, "these trained students")
     assert "these trained students" not in of(3, "reasoning")
     assert "+10.0 points" in of(3, "reasoning") and "+5.0 to +15.0" in of(3, "reasoning")
+    assert "training tiny students on reasoning" in of(3, "reasoning") and "9.5x the output tokens" in of(
+        3, "reasoning"
+    )
+
+
+def test_a_sentence_leaves_out_a_factor_that_is_not_known():
+    text = sentence(CONTRAST | {"token_factor": None}, 2.0, 0.95, on_reasoning=True)
+    assert text.endswith("3 training seeds).")
 
 
 def test_a_failed_job_takes_down_only_what_depends_on_it():
@@ -220,6 +287,36 @@ def test_a_failed_child_is_told_by_the_last_line_of_its_log(tmp_path):
             tmp_path / "logs" / "a.log",
             1,
         )
+
+
+def test_what_nobody_expected_takes_down_no_other_job():
+    ran = []
+    jobs = [Job("bad", lambda _: {}["column"]), Job("good", lambda _: ran.append("good"))]
+    assert run_jobs(jobs, ["0"], Children()) == {"bad": "KeyError: 'column'"} and ran == ["good"]
+
+
+def test_why_a_stage_failed_that_nobody_expected_is_kept_with_its_traceback(tmp_path):
+    with pytest.raises(KeyError), study_run._kept_failure(tmp_path, "serve a"):
+        raise KeyError("column")
+    assert json.loads((tmp_path / "failures" / "serve-a.json").read_text())["reason"] == "KeyError: 'column'"
+    assert "Traceback" in (tmp_path / "logs" / "serve-a.traceback.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", '{"asked_for": "ASKED"}', '{"asked_for": "ASKED", "left": {"other": "x"}}', "\xff"]
+)
+def test_a_damaged_note_of_a_stage_is_written_again(tmp_path, damage):
+    settings = validate(StudySettings, MINI, source="study.yaml")
+    (row,) = settings.trace_rows
+    place = Workplace(settings, tmp_path, 1)
+    made = place.traces(row)
+    file = tmp_path / "stages" / "traces-all.json"
+    whole = file.read_bytes()
+    damage = damage.replace("ASKED", json.loads(whole)["asked_for"])
+    file.write_bytes(damage.encode("latin-1"))
+    with pytest.raises(NotMade):
+        place.looking().traces(row)
+    assert place.traces(row).key == made.key and file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("after", [("nobody",), ("b",)])
@@ -333,6 +430,7 @@ def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, v
         (changed(tasks=[{"task": "max", "train": 300, "test": 10**9}]), 1, "max"),
         (changed(tasks=[{"task": "max", "train": 10**9, "test": 40}]), 1, "max"),
         (changed(serving={"requests": 10**9}), 1, "max"),
+        (changed(serving={"think": "on"}), 1, "serving: field think"),
         (changed(serving={"concurrencies": [0]}), 1, "serving: field concurrencies.0"),
         (
             changed(serving={"concurrencys": [1]}),
@@ -346,6 +444,47 @@ def test_a_study_that_cannot_end_well_does_not_start(tmp_path, values, workers, 
     with pytest.raises(InputError, match=said):
         study_run.run(settings, tmp_path / "out", command="", workers=workers)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    for name in ("a", "b"):
+        rows = [{"question": f"{name}{i}?", "answer": f"so #### {i}"} for i in range(60)]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    tasks = [{"task": f"gsm8k:{tmp_path / name}", "train": 5, "test": 2} for name in ("a", "b")]
+    settings = validate(StudySettings, changed(tasks=tasks), source="study.yaml")
+    with pytest.raises(InputError, match="are both called gsm8k"):
+        Workplace(settings, tmp_path / "out", 1)
+
+
+def test_votes_are_asked_for_as_their_arm_is():
+    ways = [{"mode": "ift", "name": "a"}, {"mode": "reasoning", "thinking_budget": 5, "name": "b"}]
+    arms = [way | {"arm": "mixed:0.5", "training": {"mode_signal": "prompt"}} for way in ways]
+    values = changed(
+        arms=arms,
+        contrasts=[{"treatment": "b", "control": "a", "verdict_size": "tiny"}],
+        comparators={"majority": {"arm": "b", "matched": "a", "votes": 3}},
+    )
+    settings = validate(StudySettings, values, source="study.yaml")
+    place = Workplace(settings, PRESETS, 1, looks_only=True)
+    first, second = (cell.students()[0] for cell in cells(settings))
+    assert place._vote_settings(first) is None
+    votes = place._vote_settings(second)
+    assert (votes.mode, votes.thinking_budgets, votes.samples, votes.temperature) == ("reasoning", (5,), 3, 0.7)
+
+
+def test_a_load_at_rates_has_a_price():
+    outcome = MemberOutcome(None, None, None)
+    level = lambda seconds, **load: {  # noqa: E731
+        "concurrency": load.get("concurrency"),
+        "load": load,
+        "measured": {"seconds_per_answer": seconds},
+    }
+    levels = [level(3.0, rate=2.0), level(1.0, concurrency=1), level(2.0, concurrency=4), level(4.0, rate=5.0)]
+    for count, seconds in ((1, 3.0), (2, 1.0), (4, 2.0)):
+        outcome.__dict__["load"] = {"tasks": {"add": {"levels": levels[:count]}}}
+        assert outcome.seconds_per_answer("add") == seconds
+    outcome.__dict__["load"] = {"tasks": {"add": {"levels": [levels[0], levels[3]]}}}
+    assert outcome.seconds_per_answer("add") == 4.0
 
 
 def test_arms_that_differ_in_how_they_are_asked_are_trained_once():

@@ -1,7 +1,7 @@
 """All analyses of a study, from what was found: `results["analysis"]`, which docs/results-schema.md describes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,24 +11,19 @@ from distill.artifact import Artifact
 from distill.evaluation.questions import Asked
 from distill.evaluation.statistics.resampling import Sample
 from distill.evaluation.statistics.significance import holm
-from distill.study.analysis import draws as drawing
 from distill.study.analysis import interactions
 from distill.study.analysis.break_even import break_even, spread_over_answers
 from distill.study.analysis.by_kind import by_kind
-from distill.study.analysis.equal_cost import equal_cost
-from distill.study.analysis.frontier import frontier
+from distill.study.analysis.combination import over_tasks
 from distill.study.analysis.lengths import lengths
-from distill.study.analysis.points import Label, Point, Summary, summary
 from distill.study.analysis.prices import reasoning_ratios, teacher_usd, training_usd, usd_per_answer
 from distill.study.analysis.scaling import Gain, in_points, scaling
-from distill.study.comparators import TEACHER, AskedOnce, Majority
+from distill.study.analysis.seed_sd import Variance, pooled, ratio, variance
+from distill.study.analysis.views import ALL, frontiers
+from distill.study.comparators import TEACHER
 from distill.study.found import Found, FoundCell
-from distill.study.routing.choices import Choice
 from distill.study.rows import common_seeds
 from distill.study.settings import StudySettings
-
-COSTS = ("tokens", "flops")
-ALL = "all"  # the mean over tasks
 
 
 def analyse(
@@ -40,15 +35,17 @@ def analyse(
     """Everything but what the contrasts say themselves. `found`: cells and comparators by id. `traces`: the sets of
     pairs by name, for what the teacher cost."""
     confidence, pairs = settings.confidence, list(_pairs(settings, asked, found))
-    frontiers, at_equal_cost = _frontiers(asked, found, confidence)
+    of_costs, at_equal_cost = frontiers(settings, asked, found)
     return {
-        "frontier": frontiers,
+        "frontier": of_costs,
         "equal_cost": at_equal_cost,
         "scaling": _scaling(settings, pairs),
         "by_format": _by_kind("format", {a.task.name: a.task.answer_format for a in asked}, pairs, confidence),
         "by_domain": _by_kind("domain", _domains(asked), pairs, confidence),
         "by_suite": _by_kind("suite", _suites(asked), pairs, confidence),
         "lengths": _lengths(asked, found, confidence),
+        "seed_sd": _seed_sd(asked, found, confidence),
+        "seed_sd_of_kinds": _seed_sd_of_kinds(asked, found, confidence),
         "break_even": [_break_even(settings, pair, traces or {}) for pair in pairs],
         "interactions": _interactions(settings, asked, found),
     }
@@ -93,124 +90,7 @@ def _pair(a: Asked, size: str, names: tuple[str, str], found: Mapping[str, Found
     return pair if pair.seeds else None
 
 
-def _label(found: Found) -> Label:
-    if isinstance(found, FoundCell):
-        arm = found.cell.arm
-        asking = {name: getattr(arm, name) for name in ("think", "mode", "thinking_budget")}
-        return Label(
-            found.id,
-            "cell",
-            found.cell.size.name,
-            found.shown,
-            **asking,
-            reasoned=max(reasoning_ratios(arm)) > 0,
-        )
-    if isinstance(found, Majority):
-        of = _label(found.voters)
-        return Label(found.id, "majority", of.size, of.arm, reasoned=of.reasoned)
-    if isinstance(found, AskedOnce):
-        kind = TEACHER if found.teacher is not None else "base"
-        return Label(found.id, kind, found.size, reasoned=kind == TEACHER)
-    assert isinstance(found, Choice)
-    return Label(found.id, found.kind, found.size, found.thinks.shown, reasoned=True)
-
-
-def _point(a: Asked, found: Found) -> Point:
-    seeds = [None] if found.seeds is None else found.seeds
-    table = lambda name: np.stack([found.per_question(a, name, seed) for seed in seeds])  # noqa: E731
-    known = [name for name in COSTS if found.mean(a, name) is not None]
-    return Point(
-        _label(found),
-        None if found.seeds is None else tuple(found.seeds),
-        table("accuracy"),
-        {name: table(name) for name in known},
-    )
-
-
 # One list of the results each.
-
-
-def _frontiers(
-    asked: list[Asked], found: Mapping[str, Found], confidence: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """`frontier` and `equal_cost`, which look at the same draws."""
-    by_task = {a.task.name: [_point(a, f) for f in found.values() if "accuracy" in f.metrics(a)] for a in asked}
-    by_task = {name: points for name, points in by_task.items() if points}
-    points = [point for points in by_task.values() for point in points]
-    seeds, parts = drawing.SeedDraws(points, drawing.DRAWS), drawing.SeedDraws(points, drawing.SPLITS)
-    views = {
-        name: _View(
-            [summary([point]) for point in points],
-            drawing.resample(points, COSTS, seeds),
-            drawing.split(points, COSTS, parts),
-        )
-        for name, points in by_task.items()
-    }
-    everywhere = [
-        id_ for id_ in found if all(any(s.label.id == id_ for s in view.summaries) for view in views.values())
-    ]
-    if len(views) > 1 and everywhere:
-        views[ALL] = _over_tasks(by_task, views, everywhere)
-    training = {name: flops for name, f in found.items() if (flops := _training_flops(f)) is not None}
-    frontiers, at_equal_cost = [], []
-    for name, view in views.items():
-        for cost in COSTS:
-            priced = view.with_cost(cost)
-            if not priced.summaries:
-                continue
-            left_out = [s.label.id for s in view.summaries if cost not in s.costs]
-            points, steps = frontier(priced.summaries, cost, priced.draws, priced.splits, confidence=confidence)
-            frontiers.append({"task": name, "cost": cost, "points": points, "frontier": steps, "left_out": left_out})
-            at_equal_cost += [{"task": name} | entry for entry in _equal_cost(priced, cost, None, confidence)]
-        trained = view.of([i for i, s in enumerate(view.summaries) if s.label.id in training])
-        if trained.summaries:
-            flops = np.array([training[s.label.id] for s in trained.summaries])
-            at_equal_cost += [
-                {"task": name} | entry for entry in _equal_cost(trained, "training_flops", flops, confidence)
-            ]
-    return frontiers, at_equal_cost
-
-
-@dataclass(frozen=True)
-class _View:
-    """What there is of one task, or over several, and its draws; one place a model in all three."""
-
-    summaries: list[Summary]
-    draws: drawing.Draws
-    splits: drawing.Draws
-
-    def of(self, places: list[int]) -> "_View":
-        return _View([self.summaries[i] for i in places], self.draws.of(places), self.splits.of(places))
-
-    def with_cost(self, cost: str) -> "_View":
-        return self.of([i for i, s in enumerate(self.summaries) if cost in s.costs])
-
-
-def _over_tasks(by_task: dict[str, list[Point]], views: dict[str, _View], ids: list[str]) -> _View:
-    """Means over all tasks, of those asked on all of them."""
-    places = {name: {p.label.id: i for i, p in enumerate(points)} for name, points in by_task.items()}
-    chosen = [views[name].of([places[name][id_] for id_ in ids]) for name in by_task]
-    return _View(
-        [summary([points[places[name][id_]] for name, points in by_task.items()]) for id_ in ids],
-        drawing.over_tasks([view.draws for view in chosen]),
-        drawing.over_tasks([view.splits for view in chosen]),
-    )
-
-
-def _training_flops(found: Found) -> float | None:
-    return found.mean_of(lambda member: member.student.summary["flops"]) if isinstance(found, FoundCell) else None
-
-
-def _equal_cost(view: _View, cost: str, fixed: np.ndarray | None, confidence: float) -> list[dict[str, Any]]:
-    labels = [s.label for s in view.summaries]
-    controls = [i for i, label in enumerate(labels) if not label.reasoned]
-    treatments = [i for i, label in enumerate(labels) if label.reasoned and label.kind in ("cell", "router")]
-    if not controls:
-        return []
-    return [
-        equal_cost(view.summaries, cost, fixed, i, controls, view.draws, view.splits, confidence=confidence)
-        for i in treatments
-    ]
 
 
 def _scaling(settings: StudySettings, pairs: list[Pair]) -> list[dict[str, Any]]:
@@ -278,6 +158,68 @@ def _answers(found: FoundCell, a: Asked) -> tuple[np.ndarray, np.ndarray, np.nda
     ]
     right, finished, tokens = np.moveaxis(np.array(table), -1, 0).reshape(3, len(table), len(a.problems), -1)
     return right.astype(bool), finished.astype(bool), tokens
+
+
+def _seed_sd(asked: list[Asked], found: Mapping[str, Found], confidence: float) -> list[dict[str, Any]]:
+    """Of every cell with two training seeds or more, on every task and on their mean."""
+    entries = []
+    for cell in _of_several_seeds(found):
+        for name, tasks in _views(asked):
+            of_seeds = _variance(cell, tasks)
+            thinks = [[m.evaluation.summary[a.task.name]["think_rate"] for a in tasks] for m in cell.members.values()]
+            entries.append(
+                {
+                    "cell": cell.id,
+                    "task": name,
+                    "n_seeds": len(cell.seeds),
+                    "sd_points": in_points(of_seeds.sd(confidence)),
+                    "of_questions_points": 100 * float(np.sqrt(of_seeds.of_questions)),
+                    "think_rate_per_seed": [float(np.mean(rates)) for rates in thinks],
+                }
+            )
+    return entries
+
+
+def _seed_sd_of_kinds(asked: list[Asked], found: Mapping[str, Found], confidence: float) -> list[dict[str, Any]]:
+    """Of arms with all or no reasoning (`pure`), and of each way to have some, over all tasks. Arms that are asked in a way
+    of their own are left out: their students stand there already, or are made to do the same."""
+    name, tasks = _views(asked)[-1]
+    kinds: dict[str, dict[str, Variance]] = {}
+    for cell in _of_several_seeds(found):
+        arm, ratios = cell.cell.arm, set(reasoning_ratios(cell.cell.arm))
+        if arm.think is None and arm.mode is None and arm.thinking_budget is None:
+            kind = "pure" if ratios in ({0}, {1}) else cell.shown.split(":")[0]
+            kinds.setdefault(kind, {})[cell.id] = _variance(cell, tasks)
+    of_kinds = {kind: pooled(cells.values()) for kind, cells in kinds.items()}
+    pure = of_kinds.get("pure")
+    return [
+        {
+            "kind": kind,
+            "task": name,
+            "cells": list(kinds[kind]),
+            "freedom": one.freedom,
+            "sd_points": in_points(one.sd(confidence)),
+            "of_questions_points": 100 * float(np.sqrt(one.of_questions)),
+            "over_pure": None if pure in (None, one) else asdict(ratio(one, pure, confidence=confidence)),
+        }
+        for kind, one in of_kinds.items()
+    ]
+
+
+def _of_several_seeds(found: Mapping[str, Found]) -> list[FoundCell]:
+    return [f for f in found.values() if isinstance(f, FoundCell) and len(f.seeds) > 1]
+
+
+def _views(asked: list[Asked]) -> list[tuple[str, list[Asked]]]:
+    """Every task, and last all of them."""
+    each = [(a.task.name, [a]) for a in asked]
+    return each if len(asked) == 1 else [*each, (ALL, asked)]
+
+
+def _variance(cell: FoundCell, tasks: list[Asked]) -> Variance:
+    """Of the seeds' accuracies, each a mean over tasks."""
+    of_tasks = [cell.samples(a, "accuracy", cell.seeds) for a in tasks]
+    return variance([over_tasks(of_seed) for of_seed in zip(*of_tasks, strict=True)])
 
 
 def _break_even(settings: StudySettings, pair: Pair, traces: Mapping[str, Artifact]) -> dict[str, Any]:

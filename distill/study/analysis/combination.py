@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval
-from distill.evaluation.statistics.resampling import Sample
+from distill.evaluation.statistics.resampling import Sample, of_scores
 from distill.evaluation.statistics.seeds_and_questions import Spread, spread
 
 
@@ -92,6 +92,27 @@ def _pooled(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
     if total <= 0:
         return 0.0, min(freedom for _, freedom in parts)
     return total, total**2 / sum(variance**2 / freedom for variance, freedom in parts)
+
+
+def of_logarithm(value: float, relative: np.ndarray, *, confidence: float) -> Interval:
+    """A positive value with the interval of its logarithm, by the delta method: of costs, and of ratios of them.
+
+    relative[S, Q]: what question q adds to the logarithm with seed s, in a mean over questions. Questions are drawn, and
+    with three of them or more seeds.
+    """
+    samples = [of_scores(row) for row in relative]
+    values, deviations = np.array([s.value for s in samples]), np.stack([s.deviations for s in samples])
+    found = spread(values, deviations @ deviations.T, count_seeds=len(samples) >= SEEDS_FOR_A_CLAIM)
+    factor = float(np.exp(min(found.half_width(confidence), 30.0)))
+    return Interval(value, value / factor, value * factor)
+
+
+def factor(over: np.ndarray, under: np.ndarray, *, confidence: float) -> Interval | None:
+    """The mean of over[S, Q] as a multiple of that of under[S, Q], paired by seed and question; None where one is nothing."""
+    means = float(over.mean()), float(under.mean())
+    if min(means) <= 0:
+        return None
+    return of_logarithm(means[0] / means[1], over / means[0] - under / means[1], confidence=confidence)
 
 
 def paired(treatment: Sequence[Sample], control: Sequence[Sample]) -> list[Sample]:

@@ -1,10 +1,10 @@
 """Students with reasoning against those without it that cost as much.
 
 No student without reasoning costs just as much as one with it, so its accuracy at that cost is read from a line between
-the two on their frontier that enclose it, over the logarithm of the cost: half of what the same tokens buy could be
-answers of the one and half of the other. Who is on that frontier is decided on one half of seeds and questions and
-estimated on the other, as in frontier.py. Beyond the dearest on the frontier the best there is stands for it, since nobody has to
-spend more.
+the two on their frontier that enclose it, over the logarithm of the cost, along which accuracy grows about evenly: what a
+student in between would reach. Two students that share the questions reach less at that mean cost, so the line asks more
+of reasoning, not less. Who is on that frontier is decided on one half of seeds and questions and estimated on the other, as in
+frontier.py. Beyond the dearest on the frontier the best there is stands for it, since nobody has to spend more.
 """
 
 from collections.abc import Sequence

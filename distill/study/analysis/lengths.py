@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval
-from distill.evaluation.statistics.resampling import of_scores
-from distill.evaluation.statistics.seeds_and_questions import spread
+from distill.study.analysis.combination import of_logarithm
 
 FEWEST = 10  # questions with a right answer, and with a wrong one, for a ratio with an interval
 
@@ -39,11 +37,8 @@ def ratio(tokens: np.ndarray, over: np.ndarray, under: np.ndarray, *, confidence
         return None
     # What every answer adds to the logarithm of the ratio.
     shares = [part * (tokens - mean) / (part.mean() * mean) for part, mean in zip((over, under), means, strict=True)]
-    samples = [of_scores(row) for row in (shares[0] - shares[1]).mean(axis=2)]
-    values, deviations = np.array([s.value for s in samples]), np.stack([s.deviations for s in samples])
-    found = spread(values, deviations @ deviations.T, count_seeds=len(samples) >= SEEDS_FOR_A_CLAIM)
-    value, factor = means[0] / means[1], float(np.exp(min(found.half_width(confidence), 30.0)))
-    return asdict(Interval(value, value / factor, value * factor))
+    relative = (shares[0] - shares[1]).mean(axis=2)
+    return asdict(of_logarithm(means[0] / means[1], relative, confidence=confidence))
 
 
 def _described(tokens: Sequence[float]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ storage (storage.py); either way a stage that is done is not done again, by what
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +20,15 @@ from distill.study.storage import PRESET, Storage
 from distill.study.workplace import Workplace
 from distill.traces.teachers.settings import VllmSettings
 
+KINDS = ("traces", "ask", "train", "serve", "collect")
+SBATCH = re.compile(rf"(?:((?:{'|'.join(KINDS)})(?:-\d+)?):\s*)?(-.+)")  # whom a line is for, and the line
 _PARALLEL = re.compile(r"--(?:tensor|pipeline|data)[-_]parallel[-_]size[= ](\d+)")
 
 
 class LaunchSettings(Settings):
     """Where the stages run. `cpus`: cores of a stage, of one on several devices for each; `sbatch`: further options of the
-    scripts, of one kind of stage only where the line begins with it, as in `train: --time=24:00:00`."""
+    scripts, where the line begins with it only of one kind of stage, or of that on so many devices: `train: --time=9:00:00`,
+    `train-8: --time=24:00:00`."""
 
     on: Literal["ray", "slurm"]
     address: str | None = None
@@ -41,14 +45,21 @@ class LaunchSettings(Settings):
             for name in names:
                 if self.on != kind and getattr(self, name) != type(self).model_fields[name].get_default():
                     raise ValueError(f"{name}: is for --on {kind}")
+        for line in self.sbatch:
+            if SBATCH.fullmatch(line) is None:
+                raise ValueError(
+                    f"sbatch: expected '--option' or '{{{'|'.join(KINDS)}}}: --option', as in 'train: --time=9:00:00' or "
+                    f"'train-8: --time=9:00:00', found {line!r}"
+                )
         return self
 
 
-def launch(settings: StudySettings, out: Path, how: LaunchSettings, *, command: str) -> Path | None:
+def launch(settings: StudySettings, out: Path, how: LaunchSettings, *, preset: Path) -> Path | None:
     """Do what is missing of a study; its folder when that has ended, None where others go on with it.
 
-    Raises InputError when it cannot start, Stopped on Ctrl-C or SIGTERM. `command`: how to launch it again.
+    Raises InputError when it cannot start, Stopped on Ctrl-C or SIGTERM. `preset`: the file that the settings are of.
     """
+    command = _command(preset, out, how)
     out = out.absolute()
     storage = Storage(how.storage, out) if how.storage is not None else None
     if storage is not None:
@@ -70,6 +81,15 @@ def launch(settings: StudySettings, out: Path, how: LaunchSettings, *, command: 
     else:
         console.note("every stage is done")
     return collect(settings, out, storage)
+
+
+def _command(preset: Path, out: Path, how: LaunchSettings) -> str:
+    """How to launch it again."""
+    command = ["distill", "study", "launch", str(preset), "--out", str(out), "--on", how.on]
+    for name in ("storage", "cpus", "address"):
+        command += [f"--{name}", str(getattr(how, name))] if getattr(how, name) is not None else []
+    command += [part for line in how.sbatch for part in ("--sbatch", line)]
+    return shlex.join([*command, *(["--no-gpus"] if not how.gpus else [])])
 
 
 def stage_arguments(out: Path, name: str, threads: int, how: LaunchSettings) -> list[str]:

@@ -1,22 +1,19 @@
 """A study's stages as Ray tasks, which wait for each other's results.
 
-Each task runs the stage's command in a process of its own. One whose worker or machine dies, or whose process is killed, is
-started again and goes on from what is kept; a stage that fails has said why, and is not. Only what depends on it goes
-without.
+Each task (ray_task.py) runs the stage's command in a process of its own. One whose worker or machine dies, or whose process
+is killed, is started again and goes on from what is kept; a stage that fails has said why, and is not. Only what depends on
+it goes without.
 """
 
 import os
 import signal
-import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from distill import artifact
 from distill.errors import InputError
-from distill.process import child_environment, die_with_parent, distill_command
 from distill.study.launch.launch import LaunchSettings, devices_of, stage_arguments
+from distill.study.launch.ray_task import Board, Task, do_stage
 from distill.study.live import Watched
 from distill.study.run import failure_file, keep_failure, stop_requests
 from distill.study.settings import StudySettings
@@ -29,19 +26,6 @@ from distill.training.run import Stopped
 _RETRIES = 3  # of a stage whose worker, machine or process died
 _POLL_S = 0.3
 _GRACE_S = 120.0  # for stages to stop in order: a training saves, a server ends
-
-
-class Board:
-    """An actor on which stages say that they have begun: Ray itself does not tell a task that runs from one that waits."""
-
-    def __init__(self) -> None:
-        self._begun: list[str] = []
-
-    def begin(self, name: str) -> None:
-        self._begun.append(name)
-
-    def begun(self) -> list[str]:
-        return self._begun
 
 
 def do_on_ray(
@@ -57,11 +41,17 @@ def do_on_ray(
         board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
         refs: dict[str, Any] = {}
         for one in todo:
-            task = ray.remote(max_retries=_RETRIES, retry_exceptions=True, **needs[one.name])(_do)
+            remote = ray.remote(max_retries=_RETRIES, retry_exceptions=True, **needs[one.name])(do_stage)
             after = [name for name in one.after if name in refs]
-            arguments = stage_arguments(out, one.name, cpus, how)
-            where = (os.getcwd(), str(out), how.storage is None)
-            refs[one.name] = task.remote(board, one.name, arguments, where, after, *(refs[name] for name in after))
+            task = Task(
+                stage=one.name,
+                arguments=stage_arguments(out, one.name, cpus, how),
+                directory=os.getcwd(),
+                log=out / "logs" / f"{file_name(one.name)}.log",
+                failure=failure_file(out, one.name),
+                shared=out / PRESET if how.storage is None else None,
+            )
+            refs[one.name] = remote.remote(board, task, after, *(refs[name] for name in after))
         try:
             _watch(ray, board, todo, refs, out, storage, watched)
         except BaseException as error:
@@ -71,47 +61,6 @@ def do_on_ray(
             if isinstance(error, KeyboardInterrupt):  # what Ray makes of a signal that comes while it waits
                 raise Stopped("stopped; run the same command again", signal.SIGINT) from None
             raise
-
-
-def _do(
-    board: Any, name: str, arguments: list[str], where: tuple[str, str, bool], after: list[str], *failures: str | None
-) -> str | None:
-    """One stage, in a worker. Returns why it failed, None when it is done; raises RuntimeError when it was killed."""
-    broken = [other for other, failure in zip(after, failures, strict=True) if failure is not None]
-    if broken:
-        return f"{broken[0]} failed"
-    board.begin.remote(name)
-    directory, out, is_shared = where[0], Path(where[1]), where[2]
-    if is_shared and not (out / PRESET).is_file():
-        return f"{out}: not seen from {socket.gethostname()}; all machines must share --out, or be given a --storage"
-    log = out / "logs" / f"{file_name(name)}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:
-        child = subprocess.Popen(
-            distill_command(*arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=directory if os.path.isdir(directory) else None,
-            env=child_environment(),
-            preexec_fn=die_with_parent,
-        )
-    try:
-        while child.poll() is None:
-            time.sleep(_POLL_S)  # a cancelled task is interrupted between two lines of Python
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    if child.returncode < 0 or child.returncode > 128:
-        raise RuntimeError(f"killed (exit code {child.returncode}; log: {log} on {socket.gethostname()})")
-    if child.returncode == 0:
-        return None
-    kept = failure_file(out, name)
-    if kept.is_file():
-        return artifact.read_json(kept)["reason"]
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else f'exit code {child.returncode}'} (log: {log} on {socket.gethostname()})"
 
 
 def _watch(
@@ -167,10 +116,9 @@ def _needs(
 ) -> tuple[int, dict[str, dict[str, int]]]:
     """Cores of a device, and what each stage takes of one machine. Raises InputError where a stage would wait for ever: a
     cluster that grows by itself must have one machine of each kind up."""
-    there = ray.cluster_resources()
-    gpus = there.get("GPU", 0)
-    cpus = how.cpus or (max(1, int(there.get("CPU", 1) // gpus)) if gpus else 1)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [machine for machine in machines if machine.get("GPU")]
+    cpus = how.cpus or max(1, int(min((machine.get("CPU", 0) // machine["GPU"] for machine in gpus), default=1)))
     needs = {}
     for one in todo:
         devices = devices_of(settings, one)

@@ -18,6 +18,7 @@ from distill.study.page.reading import (
     sizes,
     with_interval,
 )
+from distill.study.page.routing import routed, routing
 
 _MOST_BARS = 12
 _MOST_ROWS = 16  # of a table that stands open
@@ -46,9 +47,9 @@ def costs(results: dict) -> list[Block]:
         others = others if blocks[-1] is first else [first, *others]
     if others:
         blocks.append(Fold("For the same cost, student by student and task by task", others))
-    if said := _routed(results):
+    if said := routed(results):
         blocks.append(Bullets("Deciding question by question whether to think", said))
-    details = (_break_even(results), _lengths(results), *_routing(results))
+    details = (_break_even(results), _lengths(results), *routing(results))
     return blocks + [_open_or_folded(table) for table in details if table.groups]
 
 
@@ -76,8 +77,7 @@ def factors_figure(results: dict) -> Figure | None:
         rows = [
             Factor("training tokens", contrast.get("training_tokens_factor")),
             Factor("training price", _factor(sides, "training", "measured", "usd")),
-            Factor("output tokens", contrast.get("token_factor")),
-            Factor("FLOPs", contrast.get("flops_factor")),
+            *(_with_ends(label, contrast, name) for label, name in (("output tokens", "token"), ("FLOPs", "flops"))),
             *(
                 Factor(name, _factor(sides, "tasks", task, "inference", "measured", field), emphasis=emphasis)
                 for name, field, emphasis in _MEASURED
@@ -88,7 +88,15 @@ def factors_figure(results: dict) -> Figure | None:
             continue
         against = " against ".join(of_contrast(contrast))
         data += [
-            {"task": task, "contrast": contrast["id"], "factor": row.label, "value": row.value, "unit": _per(row.label)}
+            {
+                "task": task,
+                "contrast": contrast["id"],
+                "factor": row.label,
+                "value": row.value,
+                "low": row.low,
+                "high": row.high,
+                "unit": _per(row.label),
+            }
             for row in rows
         ]
         spoken = "; ".join(f"{row.label} {times(row.value)}" for row in rows)
@@ -108,14 +116,20 @@ def factors_figure(results: dict) -> Figure | None:
     return Figure(
         title="Where the cost comes from",
         caption=(
-            "What the treatment of the verdict's contrast takes as a multiple of its control, means over seeds. FLOPs rise "
-            f"by less than tokens: both read the same prompt. A right answer bears the cost of the wrong ones.{more}"
+            "What the treatment of the verdict's contrast takes as a multiple of its control, means over seeds; tokens and FLOPs "
+            f"of an answer with their {confidence(results)} intervals, what a clock measured without. FLOPs rise by less than "
+            f"tokens: both read the same prompt. A right answer bears the cost of the wrong ones.{more}"
         ),
         panels=panels[:MOST_PANELS],
         data=data,
         file_name="cost_factors.csv",
         legend=(Key("treatment over control", "orange", "disc"),),
     )
+
+
+def _with_ends(label: str, contrast: dict, name: str) -> Factor:
+    between = contrast.get(f"{name}_factor_interval")
+    return Factor(label, contrast.get(f"{name}_factor"), pick(between, "low"), pick(between, "high"))
 
 
 def _factor(sides: list[dict | None], *keys: str) -> float | None:
@@ -193,7 +207,7 @@ def _equal_cost(results: dict) -> list[Table]:
         row = [
             str(entry.get("id")),
             compact(entry.get("at")),
-            Cell(between, "costs more than any of them" if entry.get("beyond") else ""),
+            Cell(between, "the best there is, at less" if entry.get("beyond") else ""),
             percent(entry.get("control_accuracy")),
             with_interval(entry.get("difference_points"), signed),
         ]
@@ -239,7 +253,7 @@ def _worth(results: dict, entry: dict) -> str:
         )
     least = found.get("at_least_usd")
     unit, (at,) = _prices(least)
-    more = f"; if it pays, then where right answers are worth more than {at} {unit}" if least is not None else ""
+    more = f"; if it pays, then where right answers are worth more than {at} {unit}" if least else ""
     return f"no price can be named at which {treatment} pays against {control}: {found.get('reason')}{more}."
 
 
@@ -252,45 +266,47 @@ def _prices(*values: float | None) -> tuple[str, list[str]]:
 
 
 def _break_even(results: dict) -> Table:
-    groups: dict[str, list] = {}
+    """What is spent once is spread over answers: training, and where the teacher was paid for, its answers too."""
     found = sorted(analysis(results, "break_even"), key=lambda entry: not decides(results, entry))
+    paid = any(
+        pick(entry, "measured", "one_off_usd", "teacher", side) for entry in found for side in ("treatment", "control")
+    )
+    spread = {"with_training": "training"} | ({"with_training_and_teacher": "training and teacher"} if paid else {})
+    groups: dict[str, list] = {}
     for entry in found:
         measured = entry.get("measured")
-        rows = groups.setdefault(f"{entry.get('treatment')} against {entry.get('control')}", [])
-        each, once = pick(measured, "usd_per_answer"), pick(measured, "one_off_usd", "training")
+        each, once = pick(measured, "usd_per_answer"), pick(measured, "one_off_usd")
         row = [Cell(f"{entry.get('task')}, {entry.get('size')}"), _threshold(measured, entry.get("reason"))]
-        with_teacher = pick(measured, "with_training_and_teacher")
-        spread = {e.get("answers"): e for e in with_teacher or pick(measured, "with_training") or []}
-        row += [_threshold(spread.get(answers), None) for answers in _OVER]
+        for name in spread:
+            over = {e.get("answers"): e for e in pick(measured, name) or []}
+            row += [_threshold(over.get(answers), None, said=pick(measured, "reason")) for answers in _OVER]
         unit, (answer, control) = _prices(pick(each, "treatment"), pick(each, "control"))
-        row += [
-            Cell(f"{answer} {unit}", control),
-            Cell(usd(pick(once, "treatment")), usd(pick(once, "control"))),
-            Cell(
-                usd(pick(measured, "one_off_usd", "teacher", "treatment")),
-                usd(pick(measured, "one_off_usd", "teacher", "control")),
-            ),
-        ]
-        rows.append(row)
-    columns = ["Task, size", Cell("Pays where it is worth", "[interval]")]
-    columns += [Cell(f"Over {count(answers)} answers", "with what is spent once") for answers in _OVER]
-    columns += [Cell(name, "treatment; control") for name in ("An answer costs", "Training", "The teacher")]
+        row.append(Cell(f"{answer} {unit}", control))
+        for name in ("training", *(["teacher"] if paid else [])):
+            row.append(Cell(usd(pick(once, name, "treatment")), usd(pick(once, name, "control"))))
+        groups.setdefault(f"{entry.get('treatment')} against {entry.get('control')}", []).append(row)
+    columns = ["Task, size", Cell("Pays where it is worth", "answers alone [interval]")]
+    columns += [Cell(f"Over {count(answers)} answers", f"with {once}") for once in spread.values() for answers in _OVER]
+    columns += [Cell("An answer costs", "treatment; control"), Cell("Training", "treatment; control")]
+    columns += [Cell("The teacher", "treatment; control")] if paid else []
     return Table(
         "What a right answer must be worth",
         columns,
         [Group(rows, title) for title, rows in groups.items()],
-        prose=frozenset({1, 2, 3}),
+        prose=frozenset(range(1, 2 + len(spread) * len(_OVER))),
     )
 
 
-def _threshold(found: dict | None, reason: str | None) -> Cell:
+def _threshold(found: dict | None, reason: str | None, *, said: str | None = None) -> Cell:
+    """`said`: a reason that stands in the row already."""
     value, pays = pick(found, "usd_per_correct"), pick(found, "pays")
     if pick(value, "value") is not None and pays in ("above", "below"):
         unit, (at, low, high) = _prices(value["value"], value.get("low"), value.get("high"))
         return Cell(f"{'over' if pays == 'above' else 'under'} {at} {unit}", f"[{low}, {high}]")
     if pays in ("always", "never"):
         return Cell(f"{pays} pays", str(pick(found, "reason") or ""))
-    return Cell(DASH, str(pick(found, "reason") or reason or ""))
+    why = pick(found, "reason") or reason
+    return Cell(DASH, str(why) if why and why != said else "")
 
 
 def _lengths(results: dict) -> Table:
@@ -309,74 +325,3 @@ def _lengths(results: dict) -> Table:
         columns += [Cell(side, "mean tokens"), Cell(side, "p50 / p90")]
     columns += [Cell("Wrong over right", "[interval]"), Cell("Of finished ones", "[interval]")]
     return Table("Lengths of right and of wrong answers", columns, [Group(rows, task) for task, rows in groups.items()])
-
-
-def _routed(results: dict) -> list[str]:
-    """What the router does where verdicts are read, a sentence a task; nothing of many tasks."""
-    routers = {e.get("size"): e for e in results.get("comparators") or [] if e.get("kind") == "router"}
-    said = []
-    for contrast in primary(results):
-        router = routers.get(contrast.get("size"))
-        result = pick(router, "tasks", contrast["task"])
-        never, always = (pick(result, "routing", f"over_{name}_points") for name in ("never", "always"))
-        if pick(never, "value") is None or pick(always, "value") is None:
-            continue
-        said.append(
-            f"On {contrast['task']}, {router['id']} thinks about {percent(pick(result, 'routing', 'thinks_rate'), 0)}\u00a0% of the "
-            f"questions and is right on {percent(pick(result, 'metrics', 'accuracy', 'value'))}\u00a0%: "
-            f"{_points(never)} against never thinking, {_points(always)} against always."
-        )
-    return said if len(said) <= MOST_PANELS else []
-
-
-def _points(value: dict) -> str:
-    cell = with_interval(value, signed)
-    return f"{cell.text} points {cell.note}".rstrip()
-
-
-def _routing(results: dict) -> list[Table]:
-    """Never thinking, always thinking, what the router decides, and the oracle, by size and task."""
-    known = {entry["id"]: entry for entry in entries(results)}
-    groups = []
-    for router in (e for e in results.get("comparators") or [] if e.get("kind") == "router"):
-        oracle = next(
-            (e for e in known.values() if e.get("kind") == "oracle" and e.get("size") == router.get("size")), None
-        )
-        sides = [("never", known.get(router.get("direct"))), ("always", known.get(router.get("thinks")))]
-        sides += [("as the router says", router), ("as the oracle says", oracle)]
-        for task in results["tasks"]:
-            rows = []
-            for name, entry in sides:
-                result = pick(entry, "tasks", task["name"])
-                if result is None:
-                    continue
-                routed = pick(result, "routing")
-                rate = {"never": 0.0, "always": 1.0}.get(name, pick(routed, "thinks_rate"))
-                rows.append(
-                    [
-                        Cell(name, entry["id"]),
-                        with_interval(pick(result, "metrics", "accuracy")),
-                        percent(rate, 0),
-                        fixed(_output(pick(result, "tokens_per_answer"))),
-                        compact(pick(result, "inference", "flops_per_answer")),
-                        with_interval(pick(routed, "over_never_points"), signed),
-                        with_interval(pick(routed, "over_always_points"), signed),
-                        with_interval(pick(routed, "share_of_oracle_gain")),
-                    ]
-                )
-            if rows:
-                groups.append(Group(rows, f"{task['name']}, {router.get('size')}"))
-    columns = [
-        "Thinks",
-        Cell("Accuracy", "% [interval]"),
-        Cell("Of questions", "% thought about"),
-        Cell("Tokens", "per answer"),
-    ]
-    columns += [Cell("FLOPs", "per answer"), Cell("Over never", "points"), Cell("Over always", "points")]
-    columns += [Cell("Of the oracle's gain", "% over the better of both")]
-    return [Table("Never, always, or as a router decides", columns, groups)] if groups else []
-
-
-def _output(tokens: dict | None) -> float | None:
-    parts = [pick(tokens, "thinking"), pick(tokens, "answer")]
-    return None if None in parts else sum(parts)

@@ -146,7 +146,6 @@ def _method(results: dict) -> list[Block]:
         ("confidence", f"{percent(results.get('confidence'), 0)}\u00a0%"),
         ("teacher", teacher.get("name") or DASH),
         ("teacher's cost", "not known" if cost is None else usd(cost) if cost else "none"),
-        ("teacher's note", teacher.get("note") or DASH),
     ]
     lists = [Facts("Declared before the run", declared)]
     for title, values in (

@@ -24,7 +24,8 @@ from distill.study.page.reading import (
     with_interval,
 )
 
-_MOST_LOUD = 10  # points of one panel with a label and bars; more cover each other
+_ALL_LOUD = 10  # points of one panel that may all have a label and bars; of more
+_MOST_LOUD = 7  # have them, since more cover each other
 _MARK = {"teacher": "star", "base": "star", "majority": "star", "router": "cross", "oracle": "star"}
 _NAME = {
     "teacher": "teacher",
@@ -130,7 +131,7 @@ def _figure(results: dict, cost: str, views: list[_View]) -> Figure | None:
     y_range = (10 * int(max(floor, 0.0) * 10), 100)
     known = {entry["id"]: entry for entry in entries(results)}
     banded = all(view.steps for view in shown)
-    quiet = any(len(view.points) > _MOST_LOUD for view in shown)
+    quiet = any(len(view.points) > _ALL_LOUD for view in shown)
     return Figure(
         title=_TITLE[cost],
         caption=_caption(results, views, banded=banded, quiet=quiet) if cost == "flops" else _AGAIN,
@@ -182,7 +183,7 @@ def _panel(results: dict, view: _View, cost: str, known: dict, y_range: tuple[in
 
 def _loud(results: dict, view: _View) -> set[str]:
     """The points to name: all where they are few; else the frontier's surest and the sides of the verdict's contrast."""
-    if len(view.points) <= _MOST_LOUD:
+    if len(view.points) <= _ALL_LOUD:
         return {p["id"] for p in view.points}
     sides = [c.get(side) for c in primary(results) for side in ("treatment", "control")]
     order = sorted(

@@ -2,9 +2,19 @@
 
 from distill.report.blocks import Block, Cell, Fold, Group, Table
 from distill.report.numbers import DASH, compact, count, fixed, percent, signed, times, usd
-from distill.study.page.reading import MOST_PANELS, entries, metric_name, p_value, pick, with_interval
+from distill.study.page.reading import (
+    MOST_PANELS,
+    entries,
+    factor,
+    generated,
+    metric_name,
+    p_value,
+    pick,
+    rates,
+    with_interval,
+)
 
-_MOST_ROWS = 40  # of a table that stands open
+_MOST_ROWS = 24  # of a table that stands open
 
 
 def numbers(results: dict) -> list[Block]:
@@ -34,7 +44,7 @@ def _results_table(cells: list[dict], task: dict) -> Table:
                 percent(result.get("accuracy_finished")),
                 percent(result.get("unfinished_rate")),
                 percent(result.get("think_rate"), 0),
-                Cell(fixed(_generated(tokens)), thinking),
+                Cell(fixed(generated(tokens)), thinking),
                 _per_correct(compact, cost, "flops_per_answer", "flops_per_correct"),
                 _per_correct(compact, pick(cost, "measured"), "seconds_per_answer", "seconds_per_correct"),
                 _per_correct(usd, pick(cost, "measured"), "usd_per_1000_answers", "usd_per_1000_correct"),
@@ -79,8 +89,8 @@ def _contrasts_table(results: dict) -> Table:
             Cell(p_value(c.get("p_value")), "" if c.get("p_holm") is None else p_value(c["p_holm"])),
             fixed(c.get("detectable_points")),
             c.get("matched_on") or DASH,
-            times(c.get("token_factor")),
-            times(c.get("flops_factor")),
+            factor(c, "token"),
+            factor(c, "flops"),
             times(c.get("training_tokens_factor")),
         ]
         for c in results.get("contrasts") or []
@@ -91,7 +101,7 @@ def _contrasts_table(results: dict) -> Table:
         Cell("Difference", "points [interval]"),
         Cell("By seed", "points"),
         Cell("p", "after Holm"),
-        Cell("Could be seen", "points"),
+        Cell("Detectable", "points, 80\u00a0% power"),
         "Matched on",
         Cell("Tokens", "per answer"),
         Cell("FLOPs", "per answer"),
@@ -113,7 +123,7 @@ def _training_table(results: dict) -> Table:
                 Cell(cell["id"], f"{cell.get('arm')}, answers: {cell.get('answers') or DASH}"),
                 count(cell.get("parameters")),
                 ", ".join(str(seed) for seed in cell.get("seeds") or ()) or DASH,
-                compact(cell.get("learning_rate")),
+                " / ".join(map(compact, rates(cell))) or DASH,
                 Cell(count(training.get("examples")), f"{count(training.get('steps'))} steps"),
                 Cell(compact(training.get("tokens")), f"{compact(supervised)} supervised" if supervised else ""),
                 compact(training.get("flops")),
@@ -174,11 +184,6 @@ def _serving_table(results: dict) -> Table:
 def _per_correct(write, cost: dict | None, answer: str, correct: str) -> Cell:
     each = pick(cost, correct)
     return Cell(write(pick(cost, answer)), "" if each is None else write(each))
-
-
-def _generated(tokens: dict | None) -> float | None:
-    parts = [pick(tokens, "thinking"), pick(tokens, "answer")]
-    return None if None in parts else sum(parts)
 
 
 def _capital(text: str) -> str:

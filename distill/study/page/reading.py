@@ -1,10 +1,11 @@
 """How the pages read results: any part may be missing; and the colour and mark of everything that was scored."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from distill.report.blocks import Cell, Key
-from distill.report.numbers import compact, fixed, percent
+from distill.report.numbers import compact, fixed, percent, times
 
 MOST_PANELS = 6  # of one figure; beyond that a reader wants a summary, and the rest as data
 ALL = "all"  # the mean over tasks
@@ -59,6 +60,12 @@ def size_keys(cells: list[dict]) -> list[Key]:
     return [Key(f"{size} students", "ink", mark) for size, mark in marks(cells).items()]
 
 
+def rates(cell: dict) -> list[float]:
+    """The peak learning rates of a cell's students, each once."""
+    found = cell.get("learning_rate")
+    return sorted({rate for rate in (found if isinstance(found, list) else [found]) if rate})
+
+
 def judged_by(task: dict) -> str:
     """The metric that stands for a task in one picture: accuracy where it has one."""
     names = task.get("metrics") or ["accuracy"]
@@ -78,8 +85,29 @@ def ends(value: dict) -> tuple[float, float, float]:
 
 def with_interval(value: dict | None, write: Callable[[float | None], str] = percent) -> Cell:
     low, high = pick(value, "low"), pick(value, "high")
-    note = f"[{write(low)}, {write(high)}]" if low is not None and high is not None else ""
+    note = f"[{write(low)}, {write(high)}]".replace("×", "") if low is not None and high is not None else ""
     return Cell(write(pick(value, "value")), note)
+
+
+def typeset(sentence: str) -> str:
+    """A sentence of the results with the signs that the page writes."""
+    sentence = re.sub(r"(?<![\w.-])-(?=\d)", "−", sentence)
+    return re.sub(r"(?<![\w.-])(\d[\d.]*)x(?![\w-])", r"\1×", re.sub(r"(?<=\d)%", "\u00a0%", sentence))
+
+
+def in_line(cell: Cell) -> str:
+    return f"{cell.text} {cell.note}".rstrip()
+
+
+def generated(tokens: dict | None) -> float | None:
+    """Thinking and answer tokens together."""
+    parts = [pick(tokens, "thinking"), pick(tokens, "answer")]
+    return None if None in parts else sum(parts)
+
+
+def factor(contrast: dict, name: str) -> Cell:
+    """How many times the control's tokens or FLOPs an answer of the treatment takes."""
+    return with_interval(contrast.get(f"{name}_factor_interval") or {"value": contrast.get(f"{name}_factor")}, times)
 
 
 def parameters(value: float | None) -> str:

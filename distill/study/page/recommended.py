@@ -79,8 +79,9 @@ def _undominated(points: list[dict]) -> list[dict]:
 
 
 def _cheapest(students: list[dict], margin: float) -> dict | None:
-    best = max((p["accuracy"]["value"] for p in students), default=None)
-    return next((p for p in students if p["accuracy"]["value"] >= best - margin - 1e-12), None)
+    """None where nobody has a single question right."""
+    best = max((p["accuracy"]["value"] for p in students), default=0.0)
+    return next((p for p in students if p["accuracy"]["value"] >= best - margin - 1e-12 and best > 0), None)
 
 
 def _serve(results: dict, cell: dict) -> str | None:

@@ -2,10 +2,12 @@
 
 from distill.report.blocks import Check
 from distill.report.numbers import compact, count, fixed, percent, times, usd
-from distill.study.page.reading import pick
+from distill.study.page.reading import analysis, arm_family, entries, in_line, pick, primary, rates, with_interval
 
 # Below this share of unfinished answers, and above it of answers in the trained format, nothing is worth a warning.
 _TRUNCATED, _IN_FORMAT = 0.005, 0.99
+
+_DISAGREED = 0.01  # above this share of grades that a second checker disputes there is something to look at
 
 # What a contrast is matched on, in words; where it is work, longer answers cost an arm no more than shorter ones.
 _HELD_EQUAL = {
@@ -24,9 +26,12 @@ def checks(results: dict) -> list[Check]:
         _sign(results),
         _matching(results),
         _margin(results),
+        _room(results),
         _votes(results),
         _thinking(results),
         _mixed(results),
+        _graders(results),
+        _looks(results),
         _contamination(results),
         _answers(results),
         _teacher(results),
@@ -46,24 +51,30 @@ def _measured(results: dict):
 
 
 def _truncation(results: dict) -> Check | None:
-    rates = [
+    cut = [
         (r["unfinished_rate"], c["id"], t, r) for c, t, r in _measured(results) if r.get("unfinished_rate") is not None
     ]
-    if not rates:
+    if not cut:
         return None
-    rate, cell, task, result = max(rates, key=lambda item: item[0])
+    rate, cell, task, result = max(cut, key=lambda item: item[0])
     if rate <= _TRUNCATED:
         return Check(
             "Unfinished answers",
             f"At most {percent(rate)}\u00a0% of any student's answers to a task hit the length limit.",
             concern=False,
         )
-    over = sum(item[0] > _TRUNCATED for item in rates)
+    sides = {c.get(side) for c in primary(results) for side in ("treatment", "control")}
+    rate, cell, task, result = max([x for x in cut if x[1] in sides and x[0] > _TRUNCATED] or cut, key=lambda x: x[0])
+    finished = result.get("accuracy_finished")
+    whose = "behind the verdicts" if cell in sides else "of all"
+    right = (
+        f"Of its finished answers {percent(finished)}\u00a0% are right" if finished is not None else "Few are finished"
+    )
+    over = sum(item[0] > _TRUNCATED for item in cut)
     return Check(
         "Unfinished answers",
-        f"{over} of {len(rates)} student and task pairs have answers that hit the length limit; the most is "
-        f"{percent(rate)}\u00a0% ({cell} on {task}). They are graded wrong and their tokens are paid for. "
-        f"Among its finished answers {cell} is right on {percent(result.get('accuracy_finished'))}\u00a0%: a longer limit "
+        f"{over} of {len(cut)} student and task pairs have answers that hit the length limit; {whose} the most is "
+        f"{percent(rate)}\u00a0% ({cell} on {task}). They are graded wrong and their tokens are paid for. {right}: a longer limit "
         "could change this result.",
         concern=True,
     )
@@ -107,7 +118,7 @@ def _sign(results: dict) -> Check | None:
         )
     return Check(
         "Seeds that disagree",
-        f"The sign of the difference depends on the seed in {_listed(flips)}. "
+        f"The sign of the difference depends on the seed in {len(flips)} of {len(contrasts)} contrasts: {_listed(flips)}. "
         "A study with one seed could have reported either.",
         concern=True,
     )
@@ -115,24 +126,26 @@ def _sign(results: dict) -> Check | None:
 
 def _matching(results: dict) -> Check | None:
     title, contrasts = "What the arms were matched on", results.get("contrasts") or []
-    primary = [c for c in contrasts if c.get("primary")]
-    if any(c.get("matched_on") == "nothing" for c in primary):
+    deciding = primary(results)
+    if any(c.get("matched_on") == "nothing" for c in deciding):
         return Check(
             title,
             "The verdicts compare arms that were matched on neither examples nor steps, training tokens or FLOPs: a "
             "difference may be that of how much they saw.",
             concern=True,
         )
-    held = [said for kind, said in _HELD_EQUAL.items() if any(c.get("matched_on") == kind for c in primary)]
+    held = [said for kind, said in _HELD_EQUAL.items() if any(c.get("matched_on") == kind for c in deciding)]
     if not held:
         return None
     compared = f"The verdicts compare arms that {_listed(held, ', or ')}"
-    by_pairs = [c for c in primary if c.get("matched_on") not in _BY_WORK]
+    by_pairs = [c for c in deciding if c.get("matched_on") not in _BY_WORK]
     if not by_pairs:
         return Check(title, f"{compared}: the arm with shorter answers saw its examples more often.", concern=False)
     factors = [c["training_tokens_factor"] for c in by_pairs if c.get("training_tokens_factor") is not None]
     spent = f", and up to {times(max(factors))} the training tokens" if factors else ""
     others = [c for c in contrasts if c.get("matched_on") in _BY_WORK]
+    where = {(c.get("task"), c.get("size"), c.get("metric")) for c in deciding}
+    others = [c for c in others if (c.get("task"), c.get("size"), c.get("metric")) in where] or others
     beside = (
         "At matched training tokens or FLOPs: "
         + _listed((f"{c['id']} {c.get('verdict') or 'not decided'}" for c in others), "; ")
@@ -175,6 +188,40 @@ def _margin(results: dict) -> Check | None:
     return Check("Margin and power", text, concern=bool(open_ones))
 
 
+def _room(results: dict) -> Check | None:
+    """Tasks on which the verdict's control has no room for a gain of the margin, or on which nobody learned anything."""
+    known = {entry["id"]: entry for entry in entries(results)}
+    margin, none, nothing, seen = (results.get("margin_points") or 0.0) / 100, [], [], 0
+    for contrast in primary(results):
+        values = [
+            pick(known.get(contrast.get(side)), "tasks", contrast["task"], "metrics", "accuracy", "value")
+            for side in ("treatment", "control")
+        ]
+        if None in values:
+            continue
+        seen += 1
+        if values[1] > 1 - margin:
+            none.append(f"{contrast['task']} ({percent(values[1])}\u00a0%)")
+        if max(values) < margin:
+            nothing.append(contrast["task"])
+    if not seen:
+        return None
+    said = []
+    if none:
+        said.append(
+            f"The control is right so often that no gain of the margin is possible: {_listed(none)}. There the verdict says that "
+            "the task is easy, and nothing of reasoning."
+        )
+    if nothing:
+        said.append(
+            f"Neither side is right on as much as the margin: {_listed(nothing)}. There the verdict says that nobody learned it."
+        )
+    said = said or [
+        "Where verdicts are read, the control leaves room for the margin, and one side at least has learned the task."
+    ]
+    return Check("Too easy or too hard", " ".join(said), concern=bool(none or nothing))
+
+
 def _votes(results: dict) -> Check | None:
     votes = [
         (entry["id"], task, result["votes"])
@@ -199,7 +246,7 @@ def _votes(results: dict) -> Check | None:
 
 def _thinking(results: dict) -> Check | None:
     usual = pick(results, "preset", "evaluation", "think") or "free"  # asked so, nobody leaves a format
-    rates = [
+    thinks = [
         (c["id"], t, r["think_rate"], str(c.get("arm")))
         for c, t, r in _measured(results)
         if r.get("think_rate") is not None and (c.get("think") or usual) == "free"
@@ -207,10 +254,10 @@ def _thinking(results: dict) -> Check | None:
     # Mixed students may do either; only pure arms have a format to keep.
     stray = [
         f"{cell} thinks in {percent(rate)}\u00a0% of its answers to {task}"
-        for cell, task, rate, arm in rates
+        for cell, task, rate, arm in thinks
         if (arm == "reasoning" and rate < _IN_FORMAT) or (arm in ("ift", "base") and rate > 1 - _IN_FORMAT)
     ]
-    if not rates:
+    if not thinks:
         return None
     if not stray:
         return Check(
@@ -222,39 +269,106 @@ def _thinking(results: dict) -> Check | None:
 
 
 def _mixed(results: dict) -> Check | None:
-    """How far training seeds of one arm with some reasoning are apart, against pure arms; and what they ended up doing."""
-    spread: dict[bool, list[tuple[float, str, str]]] = {True: [], False: []}
-    rates: dict[str, list[float]] = {}
-    for cell, task, result in _measured(results):
-        mixed = str(cell.get("arm")).split(":")[0] in ("mixed", "sequential", "phases")
-        per_seed = pick(result, "metrics", "accuracy", "per_seed") or []
-        if len(per_seed) > 1:
-            spread[mixed].append((100 * (max(per_seed) - min(per_seed)), cell["id"], task))
-        if mixed and result.get("think_rate") is not None:
-            rates.setdefault(cell["id"], []).append(result["think_rate"])
-    if not rates and not spread[True]:
+    """Whether seeds of arms with some reasoning fall farther apart than of others, and what their students ended up doing."""
+    mixed = [c for c in results["cells"] if arm_family(c) in ("mixed", "sequential", "phases")]
+    if not mixed:
         return None
     said, concern = [], False
-    if spread[True]:
-        widest, cell, task = max(spread[True])
-        said.append(f"Of one arm with some reasoning, seeds are up to {fixed(widest)} points apart ({cell} on {task})")
-        if spread[False]:
-            pure = max(spread[False])[0]
-            concern = widest > max(2 * pure, results.get("margin_points") or 0.0)
-            said[-1] += f", of one with all or none up to {fixed(pure)}"
-        said[-1] += "."
-    else:
+    kinds = {str(entry.get("kind")): entry for entry in analysis(results, "seed_sd_of_kinds")}
+    for kind, entry in kinds.items():
+        sd, over = entry.get("sd_points"), entry.get("over_pure")
+        if kind == "pure" or pick(sd, "value") is None:
+            continue
         said.append(
-            "No arm with some reasoning was trained with more than one seed, so nothing is known of how far seeds fall apart."
+            f"Training seeds of {kind} arms differ with a standard deviation of {in_line(with_interval(sd, fixed))} points"
+        )
+        if pick(over, "value") is not None:
+            concern = concern or (over.get("low") or 0.0) > 1
+            said[-1] += f", {in_line(with_interval(over, times))} that of arms with all or no reasoning"
+        said[-1] += "."
+    if not any(len(cell.get("seeds") or ()) > 1 for cell in mixed):
+        said.append(
+            "No arm with some reasoning was trained with two seeds or more: how far they fall apart is not known."
         )
         concern = True
-    if rates:
-        least, most = min(rates, key=lambda name: min(rates[name])), max(rates, key=lambda name: max(rates[name]))
+    thinks = [
+        (rate, cell["id"], task)
+        for cell in mixed
+        if all(cell.get(asked) is None for asked in ("think", "mode", "thinking_budget"))
+        for task, result in (cell.get("tasks") or {}).items()
+        if (rate := pick(result, "think_rate")) is not None
+    ]
+    if thinks:
+        (least, one, _), (most, other, _) = min(thinks), max(thinks)
         said.append(
-            f"They think in {percent(min(rates[least]), 0)}\u00a0% ({least}) to {percent(max(rates[most]), 0)}\u00a0% ({most}) "
-            "of their answers to a task, whatever their share of reasoning in training."
+            f"Their students think in {percent(least, 0)}\u00a0% ({one}) to {percent(most, 0)}\u00a0% ({other}) of their answers to a "
+            "task, whatever their share of reasoning in training."
         )
-    return Check("Stability of mixed arms", " ".join(said), concern)
+    return Check("Stability of mixed arms", " ".join(said), concern) if said else None
+
+
+def _graders(results: dict) -> Check | None:
+    """How often a second checker disagrees with the grades, or judges with each other."""
+    graded = [
+        (entry["id"], task, result["grading"])
+        for entry in entries(results)
+        for task, result in (entry.get("tasks") or {}).items()
+        if pick(result, "grading", "checker") is not None
+    ]
+    if not graded:
+        return None
+    said, concern = [], False
+    second = [(name, task, g) for name, task, g in graded if g.get("n_answers")]
+    if second:
+        n, wrong = (sum(g.get(key) or 0 for *_, g in second) for key in ("n_answers", "n_disagree"))
+        said.append(f"A second checker disagrees with {count(wrong)} of {count(n)} grades that it looked at")
+        if wrong:
+            shares = [((g.get("n_disagree") or 0) / g["n_answers"], name, task) for name, task, g in second]
+            most, name, task = max(shares)
+            right = sum(g.get("only_second_right") or 0 for *_, g in second)
+            said[-1] += (
+                f", of which it calls {count(right)} right that were graded wrong; the most is {percent(most)}\u00a0% "
+                f"({name} on {task})"
+            )
+            concern = most > _DISAGREED
+        said[-1] += "."
+    judged = [(g["unanimous"], name, task) for name, task, g in graded if g.get("unanimous") is not None]
+    if judged:
+        least, name, task = min(judged)
+        said.append(
+            f"Judges were all of one mind on {percent(least)}\u00a0% of the answers or more (least: {name} on {task})."
+        )
+        concern = concern or least < 1 - 5 * _DISAGREED
+    alone = sorted({task for _, task, _ in graded} - {task for _, task, _ in second} - {task for *_, task in judged})
+    if alone:
+        said.append(f"Of {_listed(alone)} one checker's word is all there is.")
+    stuck = sum(g.get("no_end") or 0 for *_, g in graded)
+    if stuck:
+        said.append(f"On {count(stuck)} answers the checker came to no end; they are graded wrong.")
+    return Check("Graders", " ".join(said), concern or bool(stuck))
+
+
+def _looks(results: dict) -> Check | None:
+    """How many comparisons there are, and which are corrected for that."""
+    contrasts, verdicts = results.get("contrasts") or [], primary(results)
+    if not contrasts:
+        return None
+    level = pick(results, "confidence") or 0.95
+    held = [
+        c["id"]
+        for c in contrasts
+        if c.get("p_holm") is not None and c["p_holm"] > 1 - level and pick(c, "difference_points", "low") is not None
+        if c["difference_points"]["low"] >= (results.get("margin_points") or 0.0)
+    ]
+    kept = f" It turned “pays” into “cannot tell” in {_listed(held)}." if held else ""
+    return Check(
+        "How many comparisons",
+        f"{count(len(contrasts))} were declared, of which {count(len(verdicts))} decide verdicts. “Pays” needs a p-value that Holm's correction "
+        f"leaves under {fixed(1 - level, 2)}: among the verdicts for these, among all for the others.{kept} Intervals are not corrected, nor is what "
+        "was not declared, from the frontier to the break-even: about "
+        f"{fixed(100 * (1 - level), 0)} in a hundred such intervals miss.",
+        concern=bool(held),
+    )
 
 
 def _contamination(results: dict) -> Check | None:
@@ -273,7 +387,7 @@ def _contamination(results: dict) -> Check | None:
     if any("/" in str(row.get("student")) for row in students):
         said.append("What pretrained students had read before is not known.")
     said.append(
-        "`distill traces check TRACES --against STUDY`, with the folders of both, finds questions that share long runs of "
+        "“distill traces check TRACES --against STUDY”, with the folders of both, finds questions that share long runs of "
         "words with a pair."
     )
     return Check("Contamination", " ".join(said), concern=bool(brought))
@@ -331,13 +445,13 @@ def _bill(one: dict) -> str:
 
 
 def _learning_rates(results: dict) -> Check | None:
-    rates: dict[float, list[str]] = {}
+    trained: dict[float, list[str]] = {}
     for cell in results["cells"]:
-        if cell.get("learning_rate"):
-            rates.setdefault(cell["learning_rate"], []).append(cell["id"])
-    if len(rates) < 2:
+        for rate in rates(cell):
+            trained.setdefault(rate, []).append(cell["id"])
+    if len(trained) < 2:
         return None
-    each = "; ".join(f"{compact(rate)}: {_listed(ids)}" for rate, ids in sorted(rates.items()))
+    each = "; ".join(f"{compact(rate)}: {_listed(ids)}" for rate, ids in sorted(trained.items()))
     return Check(
         "Learning rates",
         f"Students were trained with different peak learning rates ({each}). "

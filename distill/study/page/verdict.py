@@ -2,10 +2,37 @@
 
 from collections import Counter
 
-from distill.report.blocks import Block, Card, Cards, Cell, Figure, Fold, Group, Key, Notice, Panel, Table, Text
+from distill.report.blocks import (
+    Block,
+    Bullets,
+    Card,
+    Cards,
+    Cell,
+    Figure,
+    Fold,
+    Group,
+    Key,
+    Notice,
+    Panel,
+    Table,
+    Text,
+)
 from distill.report.forest import Interval, forest
-from distill.report.numbers import DASH, count, fixed, signed, times, usd
-from distill.study.page.reading import FORMAT, MOST_PANELS, confidence, ends, entries, judged_by, pick, with_interval
+from distill.report.numbers import DASH, count, fixed, signed, usd
+from distill.study.page.reading import (
+    FORMAT,
+    MOST_PANELS,
+    analysis,
+    confidence,
+    ends,
+    entries,
+    factor,
+    in_line,
+    judged_by,
+    pick,
+    typeset,
+    with_interval,
+)
 
 _TONE = {"pays": "yes", "does not pay": "no"}
 _MOST_ROWS = 12  # of one panel
@@ -31,6 +58,8 @@ def verdict(results: dict) -> list[Block]:
                 [f"{f.get('cell')}, {f.get('stage')}: {f.get('reason')}" for f in failures],
             )
         )
+    if said := _interactions(results):
+        blocks.append(Bullets("Is the gain another in another student?", said))
     figure = verdict_figure(results)
     return [*blocks, figure] if figure else blocks
 
@@ -39,20 +68,32 @@ def _card(results: dict, one: dict, contrast: dict) -> Card:
     tasks = {task["name"]: task for task in results["tasks"]}
     answer_format = pick(tasks.get(one["task"]), "answer_format")
     facts = [
-        ("Difference", _points(contrast.get("difference_points"))),
-        ("Tokens per answer", times(contrast.get("token_factor"))),
-        ("FLOPs per answer", times(contrast.get("flops_factor"))),
+        ("Difference, points", in_line(with_interval(contrast.get("difference_points"), signed))),
+        ("Tokens per answer", in_line(factor(contrast, "token"))),
+        ("FLOPs per answer", in_line(factor(contrast, "flops"))),
         ("1,000 right answers", _price(results, contrast)),
         ("Matched on", contrast.get("matched_on") or DASH),
-        ("Seeds, questions", f"{count(contrast.get('n_seeds'))}, {count(contrast.get('n_questions'))}"),
+        ("Seeds", count(contrast.get("n_seeds"))),
+        ("Questions", count(contrast.get("n_questions"))),
     ]
     return Card(
         label=" · ".join(part for part in (one["task"], FORMAT.get(answer_format, answer_format)) if part),
         headline=str(one["verdict"]).capitalize(),
-        sentence=one.get("sentence") or "",
+        sentence=typeset(one.get("sentence") or ""),
         facts=facts if contrast else (),
         tone=_TONE.get(one["verdict"], "open"),
     )
+
+
+def _interactions(results: dict) -> list[str]:
+    """What was declared beside the contrasts, by the metric that stands for a task; of many the table alone."""
+    metrics = {task["name"]: judged_by(task) for task in results["tasks"]}
+    said = [
+        typeset(str(entry["sentence"]))
+        for entry in analysis(results, "interactions")
+        if entry.get("sentence") and metrics.get(entry.get("task")) == entry.get("metric")
+    ]
+    return said if len(said) <= MOST_PANELS else []
 
 
 def _price(results: dict, contrast: dict) -> str:
@@ -89,8 +130,8 @@ def _verdicts_table(found: list[dict], contrasts: dict[str, dict]) -> Table:
                 one["task"],
                 str(one["verdict"]),
                 with_interval(contrast.get("difference_points"), signed),
-                times(contrast.get("token_factor")),
-                times(contrast.get("flops_factor")),
+                factor(contrast, "token"),
+                factor(contrast, "flops"),
                 count(contrast.get("n_seeds")),
                 count(contrast.get("n_questions")),
             ]
@@ -101,7 +142,7 @@ def _verdicts_table(found: list[dict], contrasts: dict[str, dict]) -> Table:
 
 
 def _sentences(found: list[dict]) -> Table:
-    rows = [[one["task"], str(one["verdict"]), one.get("sentence") or DASH] for one in found]
+    rows = [[one["task"], str(one["verdict"]), typeset(one.get("sentence") or DASH)] for one in found]
     return Table("In words", ["Task", "Verdict", "Sentence"], [Group(rows)], prose=frozenset({1, 2}))
 
 
@@ -118,7 +159,9 @@ def verdict_figure(results: dict) -> Figure | None:
     ]
     if not drawn:
         return None
-    panels, left_out = _panels(drawn, margin), 0
+    panels = _panels(drawn, margin)
+    left_out = sum(max(n - _MOST_ROWS, 0) for n in Counter(c["task"] for c in drawn).values())
+    shown = drawn
     if len(panels) > MOST_PANELS:
         shown = [c for c in drawn if c.get("primary")] or drawn[: MOST_PANELS * _MOST_ROWS]
         rows = [(c, _interval(c, c["task"])) for c in shown]
@@ -128,19 +171,21 @@ def verdict_figure(results: dict) -> Figure | None:
         ]
         left_out = len(drawn) - len(shown)
     rest = f" The other {left_out} contrasts are in the data and in the table under Numbers." if left_out else ""
+    all_decide = all(c.get("primary") for c in shown)
     return Figure(
         title="Differences behind the verdicts",
         caption=(
             f"Each line is a difference between two students with its {confidence(results)} interval. Shaded: gains "
             f"below the margin of {fixed(margin)} points declared before the run. An interval wholly beyond the shade means "
-            f"“pays”, wholly in it “does not pay”, across its edge “cannot tell”.{rest}"
+            "“pays”, where Holm's correction leaves it significant, wholly in it “does not pay”, across its edge “cannot "
+            f"tell”.{rest}"
         ),
         panels=panels,
         data=[_row(c, margin) for c in drawn],
         file_name="contrasts.csv",
         legend=(
             Key("decides the verdict", "ink", "disc"),
-            *(() if left_out else (Key("also declared", "grey", "ring"),)),
+            *(() if all_decide else (Key("also declared", "grey", "ring"),)),
             Key("gain below the margin", "muted", "band"),
         ),
     )
@@ -191,9 +236,3 @@ def _row(contrast: dict, margin: float) -> dict:
         "primary": interval.emphasis,
         "verdict": contrast.get("verdict"),
     }
-
-
-def _points(value: dict | None) -> str:
-    low, high = pick(value, "low"), pick(value, "high")
-    interval = f" [{signed(low)}, {signed(high)}]" if low is not None and high is not None else ""
-    return f"{signed(pick(value, 'value'))}{interval} points"

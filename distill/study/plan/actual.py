@@ -17,7 +17,7 @@ from distill.study.run import TOOK
 def stage_seconds(out: Path) -> dict[str, float]:
     """How long each stage took, by its name; begun again and found finished it took less."""
     try:
-        lines = (out / TOOK).read_text(encoding="utf-8").splitlines()
+        lines = (out / TOOK).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     took: dict[str, float] = {}

@@ -76,6 +76,7 @@ class Training:
     most_supervised: int  # tokens of a row
     dropped_pairs: int = 0
     vocabulary: int = 0  # of a from-scratch student
+    origin: Origin | None = None  # with its tokenizer; None where that is not here
 
     def to_json(self) -> dict[str, Any]:
         names = (
@@ -118,6 +119,7 @@ def counted(
         most_supervised=together * max(int(rendered.supervised[row].sum()) for row in rows),
         dropped_pairs=counts["dropped_pairs"],
         vocabulary=counts["vocabulary"],
+        origin=ready.origin,
     )
 
 

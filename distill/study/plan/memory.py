@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distill.flops import Hardware
+from distill.flops import Hardware, ModelShape
 from distill.process import peak_rss_bytes
 from distill.study.plan.counts import Training
 from distill.study.plan.shapes import Shape
@@ -90,7 +90,14 @@ def while_training(
     )
     if device.kind == "cpu":
         parts = parts | {"program": float(peak_rss_bytes())}  # with its libraries, as this process has them
-    return Need({name: float(size) for name, size in parts.items()}, device.bytes)
+    has = device.bytes / devices if device.kind == "cpu" else device.bytes  # processes of one machine share it
+    return Need({name: float(size) for name, size in parts.items()}, has)
+
+
+def is_divisible(model: ModelShape, devices: int) -> bool:
+    """Whether vLLM can spread a model over so many devices: heads and units evenly, key-value heads evenly or whole."""
+    evenly = model.heads % devices == model.intermediate % devices == 0
+    return evenly and (model.kv_heads % devices == 0 or devices % model.kv_heads == 0)
 
 
 def while_serving(shape: Shape, device: Device, devices: int, longest: float) -> Need:

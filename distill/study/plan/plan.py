@@ -30,17 +30,18 @@ from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.evaluation.serving.profile import StudentProfileSettings
 from distill.evaluation.settings import EvaluateSettings
+from distill.evaluation.subject import Subject
 from distill.flops import Hardware, hardware
 from distill.packing.source import TraceSet, read_traces
 from distill.settings import validate
-from distill.study.cells import Cell, cells
+from distill.study.cells import Cell, Member, cells
 from distill.study.outcomes import MemberOutcome
 from distill.study.plan import detectable as power
 from distill.study.plan.actual import beside, stage_seconds
 from distill.study.plan.answers import Answering, Batch, graded, under_load
 from distill.study.plan.counts import Lengths, Training, counted, expected
 from distill.study.plan.hub import from_the_cache_at_once
-from distill.study.plan.memory import GIB, Device, Need, while_serving, while_training
+from distill.study.plan.memory import GIB, Device, Need, is_divisible, while_serving, while_training
 from distill.study.plan.problems import Problems, engine, questions, runs_here, teachers
 from distill.study.plan.rates import Wanted, calibrate, read_rates
 from distill.study.plan.seconds import Assumed, Rates
@@ -205,6 +206,8 @@ class _Plan:
             Batch("pairs", "", pairs.count, teacher.concurrency, mean.prompt, min(m, limit), limit) for m in means
         ]
         need = while_serving(shape, device, devices, mean.prompt + limit)
+        if not is_divisible(shape.model, devices):
+            self.problems.add(f"traces {pairs.row.name}: {teacher.vllm} {spread(shape, devices)}")
         if not need.fits:
             self.problems.add(
                 f"traces {pairs.row.name}: serving {teacher.vllm} needs about {need.total / GIB:.1f} GiB on each of {devices} "
@@ -247,6 +250,7 @@ class _Plan:
         if found.training.source == "counted" and found.shape.source.startswith("size "):
             found.shape = student_shape(settings.model_copy(update={"vocab_size": found.training.vocabulary}))
         found.lengths = found.training.lengths
+        self._require_askable(member, found.training)
         how = Answering.of_arm(settings, asked, found.lengths)
         load, arm = self._load(cell, asked), cell.arm
         names = [a.task.name for a in self.asked]
@@ -254,13 +258,25 @@ class _Plan:
         majority = self.settings.comparators.majority
         if majority is not None and arm.id == majority.arm:
             found.votes = len(self.settings.seeds_of("majority", cell.size) or [])
-            voting = asked.model_copy(update={"samples": majority.votes, "thinking_budgets": (None,)})
+            voting = asked.model_copy(update={"samples": majority.votes})
             rows = {row.task for row in self.settings.tasks if row.task in (majority.tasks or [row.task])}
             names = {task.partition(":")[0] for task in rows} | rows
             voted = [a for a in self.asked if a.task.name in names]
             found.vote_batches = graded(voting, voted, how, "votes") if found.votes else []
         self._keep_needs(found, settings, device)
         return found
+
+    def _require_askable(self, member: Member, training: Training) -> None:
+        """Ask every question of this student as it will be asked, short of a server."""
+        origin = training.origin
+        if origin is None or self.place is None:
+            return
+        config, chat = origin.model.config, origin.chat
+        try:
+            self.place.asking(member, Subject(Path(member.cell.id), chat.tokenizer, chat, config, {}, origin.shape))
+        except InputError as error:
+            said = str(error)
+            self.problems.add(said if said.startswith(member.cell.id) else f"{member.cell.id}: {said}")
 
     def _asking(self, cell: Cell) -> EvaluateSettings:
         return self.settings.evaluate_settings(**self.settings.asking(cell.arm))
@@ -296,7 +312,15 @@ class _Plan:
         size, shape = found.cell.size, found.shape
         how = (settings, shape, found.training, device, size.devices, size.activation_checkpointing)
         longest = max((b.prompt_tokens + b.longest for b in [*found.batches, *found.vote_batches]), default=0)
-        serving = while_serving(shape, device, size.devices, longest)
+        if found.training.origin is None and shape.positions is not None and longest > shape.positions:
+            self.problems.add(
+                f"{size.name}: a question of mean length and `max_tokens` of an answer need {longest:,.0f} positions, and "
+                f"{size.student} has {shape.positions:,}"
+            )
+        on_gpus = size.devices if device.kind == "cuda" else 1
+        if not is_divisible(shape.model, on_gpus):
+            self.problems.add(f"{size.name}: {size.student} {spread(shape, on_gpus)}")
+        serving = while_serving(shape, device, on_gpus, longest)
         found.needs = {"training": while_training(*how), "serving": serving}
 
     def _require_room(self, found: list[_Cell]) -> None:
@@ -543,6 +567,15 @@ class _Plan:
             "memory": {name: need.to_json() for name, need in one.needs.items()},
             "done": {"train": len(one.trained), "serve": len(one.served)},
         }
+
+
+def spread(shape: Shape, devices: int) -> str:
+    """Why vLLM cannot spread a model of that shape."""
+    of = shape.model
+    return (
+        f"cannot be served by {devices} devices: vLLM wants a number that divides its {of.heads} attention heads and "
+        f"{of.intermediate:,} units of a layer, and divides its {of.kv_heads} key-value heads or is a multiple of them"
+    )
 
 
 def _add(stage: dict[str, Any], name: str, value: float | None, times: int) -> None:

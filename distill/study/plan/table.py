@@ -138,6 +138,8 @@ def _actual(one: dict[str, Any]) -> list[str]:
 
 def _total(plan: dict[str, Any]) -> str:
     total = plan["total"]
+    if total["device_seconds"] is None:
+        return "still to do: how long it takes, and so what it costs, is not known"
     here = f", about {duration(total['wall_seconds_here'])} on this machine" if total["wall_seconds_here"] else ""
     money = usd(total["usd"]) + (" (an illustrative price)" if plan["priced"]["illustrative"] else "")
     return f"still to do: {duration(total['device_seconds'])} of one device{here}, {money}"
