@@ -17,6 +17,7 @@ from distill.flops import hardware
 from distill.settings import load, validate
 from distill.study.cells import cells
 from distill.study.outcomes import MemberOutcome
+from distill.study.plan.plan import plan
 from distill.study.published import NAMES, Published, published
 from distill.study.settings import StudySettings
 from distill.study.stages import stages
@@ -230,6 +231,7 @@ def test_a_training_goes_on_from_the_weights_of_the_one_before_it(tmp_path, monk
     monkeypatch.setattr(place.children, "run", here)
     for row in settings.trace_rows:
         place.traces(row)
+    planned = {one["id"]: one["training"] for one in plan(settings)["cells"]}
     student = {member.id: member for cell in cells(settings) for member in cell.students()}
     with pytest.raises(NotMade):
         place.train(student["base-second-seed1"])  # what it starts from is not there
@@ -237,6 +239,9 @@ def test_a_training_goes_on_from_the_weights_of_the_one_before_it(tmp_path, monk
     assert later.recipe["student"]["files"] == folder_identity(first.path)
     vocabularies = [json.loads((one.path / "tokenizer.json").read_text())["model"]["vocab"] for one in (first, later)]
     assert vocabularies[0] == vocabularies[1]
+    for name, made in (("scratch-first", first), ("base-second", later)):  # with the tokenizer that it would go on with
+        counts = ("examples", "steps", "tokens", "supervised_tokens")
+        assert [planned[name][count] for count in counts] == [made.summary[count] for count in counts]
     before, after = (load_file(folder.path / "model.safetensors") for folder in (first, later))
     steps, rate = later.summary["steps"], 0.001
     moved = max(float((after[name] - weight).abs().max()) for name, weight in before.items())

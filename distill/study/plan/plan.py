@@ -52,7 +52,10 @@ from distill.study.settings import StudySettings
 from distill.study.workplace import NotMade, Workplace, local_gpus
 from distill.traces.teachers.settings import VllmSettings
 from distill.training.peak import peak_flops
+from distill.training.prepare import make_ready
+from distill.training.save import save_student
 from distill.training.settings import TrainSettings
+from distill.training.sizes import SIZES
 
 SCHEMA = "distill-plan/1"
 TENSOR_PARALLEL = "--tensor-parallel-size"
@@ -226,19 +229,15 @@ class _Plan:
         found = _Cell(cell)
         member, asked = cell.students()[0], self._asking(cell)
         settings = member.train_settings(self.settings)
-        first = member.origin(self.settings)
+        first, shape_of = member.origin(self.settings), settings
         if first is not None:
-            origin = self._look("train", first)
-            if origin is not None:
-                settings = settings.model_copy(update={"student": str(origin.path)})
-            else:
-                self.problems.add(
-                    f"{cell.size.name}: goes on from {first.student}, which is not there yet; its tokens are counted as if "
-                    "it began from its `student`",
-                    note=True,
-                )
+            trained = self._look("train", first)
+            begun_from = self._untrained(first) if trained is None else trained.path
+            if begun_from is not None:
+                settings = settings.model_copy(update={"student": str(begun_from)})
+            shape_of = settings if trained is not None else shape_of
         try:
-            found.shape = student_shape(settings)
+            found.shape = student_shape(shape_of)
         except InputError as error:
             self.problems.add(str(error))
             return found
@@ -248,7 +247,7 @@ class _Plan:
         if found.training is None:
             return found
         if found.training.source == "counted" and found.shape.source.startswith("size "):
-            found.shape = student_shape(settings.model_copy(update={"vocab_size": found.training.vocabulary}))
+            found.shape = student_shape(shape_of.model_copy(update={"vocab_size": found.training.vocabulary}))
         found.lengths = found.training.lengths
         self._require_askable(member, found.training)
         how = Answering.of_arm(settings, asked, found.lengths)
@@ -265,6 +264,31 @@ class _Plan:
             found.vote_batches = graded(voting, voted, how, "votes") if found.votes else []
         self._keep_needs(found, settings, device)
         return found
+
+    def _untrained(self, member: Member) -> Path | None:
+        """A student from scratch as it is before its training: one that goes on from it has its tokenizer. None where its
+        pairs are not here, and for other students, whose own tokenizer stays theirs."""
+        settings, row = member.train_settings(self.settings), self.settings.traces_of(member.cell.arm)
+        if settings.student not in SIZES or settings.lora is not None:
+            return None
+        folder, trace_set = self.scratch / "untrained" / member.student, self._trace_set(row)
+        if trace_set is None:
+            self.problems.add(
+                f"{member.cell.size.name}: the tokenizer of what goes on from it is made of pairs that are not here yet; "
+                "their tokens are counted as if it were made of their own",
+                note=True,
+            )
+            return None
+        if not folder.exists():
+            try:
+                with console.hushed():
+                    origin = make_ready(settings, trace_set, documents=self.documents).origin
+            except InputError:  # said where its own training is planned
+                return None
+            weights = {name: w.detach() for name, w in origin.model.named_parameters()}
+            folder.mkdir(parents=True)
+            save_student(origin, weights, folder)
+        return folder
 
     def _require_askable(self, member: Member, training: Training) -> None:
         """Ask every question of this student as it will be asked, short of a server."""
