@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -1060,7 +1061,7 @@ def study_run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Run a study, or what is missing of it, and write results.json, report.html and report.md.
+    """Run a study, or what is missing of it, and write results.json, report.html and report.md. Exit 1 where a stage failed.
 
     Example: distill study run presets/embedded.yaml --out out/demo
     """
@@ -1070,8 +1071,8 @@ def study_run(
     settings = load(StudySettings, preset)
     from distill.study.run import run
 
-    command = f"distill study run {preset} --out {out}"
-    _show_study(run(settings, out, command=command, workers=workers), json)
+    command = shlex.join(["distill", "study", "run", str(preset), "--out", str(out)])
+    _end_study(run(settings, out, command=command, workers=workers), json)
 
 
 @study_app.command("stage")
@@ -1138,7 +1139,7 @@ def study_launch(
     how = validate(LaunchSettings, values | {"gpus": not no_gpus, "dry_run": dry_run}, source="command line")
     finished = launch(settings, out, how, preset=preset)
     if finished is not None:
-        _show_study(finished, json)
+        _end_study(finished, json)
 
 
 @study_app.command("report")
@@ -1505,18 +1506,25 @@ def _show_bench(measure: Any, show: Any, out: Path | None, json: bool) -> Any:
     return result
 
 
-def _show_study(folder: Path, json: bool) -> None:
+def _end_study(folder: Path, json: bool) -> None:
+    """Exit 1 where stages failed, of which the results are without."""
+    if _show_study(folder, json)["failures"]:
+        raise typer.Exit(1)
+
+
+def _show_study(folder: Path, json: bool) -> dict[str, Any]:
     from distill.study.report import read_results
 
     results = read_results(folder)
     if json:
         console.emit_json(results)
-        return
+        return results
     for verdict in results["verdicts"]:
         console.out.print(verdict["sentence"], markup=False, soft_wrap=True)
     for failure in results["failures"]:
         console.note(f"{failure['stage']} {failure['cell']} failed: {failure['reason']}")
     console.out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    return results
 
 
 def main() -> None:

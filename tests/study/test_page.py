@@ -16,7 +16,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from typer.testing import CliRunner
 
+from distill.cli import app
 from distill.errors import InputError
 from distill.process import child_environment, distill_command
 from distill.study.page import render
@@ -494,6 +496,20 @@ def test_a_failed_cell_is_named_and_its_absence_harms_nothing():
     results["failures"] = [{"cell": "small-reasoning", "stage": "train", "reason": "killed: out of <memory>"}]
     text = "".join(Elements(render(results)).text)
     assert "small-reasoning, train: killed: out of <memory>" in text
+
+
+def test_a_study_of_which_a_stage_failed_ends_in_1(tmp_path, monkeypatch):
+    out, commands = tmp_path / "a folder", []
+    out.mkdir()
+    monkeypatch.setattr("distill.study.run.run", lambda *_, command, **__: commands.append(command) or out)
+    failure = {"cell": "small-reasoning", "stage": "train", "reason": "killed: out of memory"}
+    preset = Path(__file__).parents[2] / "presets" / "embedded.yaml"
+    for failures in ([], [failure]):
+        (out / "results.json").write_text(json.dumps(made_up_results() | {"failures": failures}))
+        for flags in ([], ["--json"]):
+            ended = CliRunner().invoke(app, ["study", "run", str(preset), "--out", str(out), *flags])
+            assert ended.exit_code == len(failures)
+    assert set(commands) == {f"distill study run {preset} --out '{out}'"}
 
 
 def test_another_schema_is_refused_in_one_line():
