@@ -459,6 +459,12 @@ def train(
             show_default="random",
         ),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        _arm(
+            help="Of a mix: shuffled, or stratified: every step has its share of both modes.", show_default="shuffled"
+        ),
+    ] = None,
     mode_signal: Annotated[
         str | None,
         _arm(help="none, or prompt: the question ends with the mode that is wanted.", show_default="none"),

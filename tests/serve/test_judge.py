@@ -89,10 +89,10 @@ def read(shown):
 
 def test_of_a_long_text_both_ends_are_shown(rng):
     """What is asked of a story stands at its end."""
-    story = "".join(rng.choice(list("abc "), int(rng.integers(20_000, 90_000))))
+    story = "".join(rng.choice(list("abc "), int(rng.integers(20_000, 90_000)))) + " " * int(rng.integers(3))
     question, gold, _ = read(prompt(Case("k", f"Read this. {story} Who did it?", f"It was {story} me", "x")))
     for shown, begin, end in ((question, "Read this. ", " Who did it?"), (gold, "It was ", " me")):
-        assert shown.startswith(begin + story[:3000]) and shown.endswith(story[-3000:].rstrip(" ") + end)
+        assert shown.startswith(begin + story[:3000]) and shown.endswith(story[-3000:] + end)
         assert len(shown) < 8_100
     short = "".join(rng.choice(list("abc "), 7_900)).strip()
     assert read(prompt(Case("k", short, "g", "x")))[0] == short
