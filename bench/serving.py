@@ -8,11 +8,12 @@ The server counts the tokens, and both must have got all. It keeps no prefixes (
 whoever comes second would find the prompts of the first.
 
 *Overhead.* What our way of measuring adds to the server's work: token ids in every event, and its page of metrics
-every second. vLLM's client takes a third turn in which it asks for the ids and we watch the page; so the same client
-stands on both sides. Streaming is on both sides too, since without it there is no TTFT, and what our client takes of a
-processor that it shares with the server is no part of it: that is in the agreement. Compared under the busiest closed loop
-are the tokens that the server counts, a second, and the processor time of the server's processes a token, which
-whoever else runs on the cores disturbs less.
+every second. vLLM's client takes turns with itself, in every other one of which it asks for the ids and we watch the
+page; so the same client stands on both sides. Streaming is on both sides too, since without it there is no TTFT, and what
+our client takes of a processor that it shares with the server is no part of it: that is in the agreement. Compared under
+the busiest closed loop are the tokens that the server counts, a second, and the processor time of the server's processes a
+token, which whoever else runs on the cores disturbs less. The limit is narrower than that of the agreement, so there are
+more of these pairs (PAIRS), one right after the other. Their turns are as long: a shorter one would see no page.
 
 *Ceiling.* The clients on a server that costs nothing (load/null_server.py): the most that they could measure, in
 answers of the same length and in answers of one token.
@@ -30,10 +31,11 @@ The result:
           rate               of an open loop, requests/s; null
           contenders         {name: {"tokens_per_s", "ttft_s", "tpot_s", "cpu_s_per_token", "server_inter_token_s",
                              "server_cpu_s_per_token"}}, each {"median", "rounds"}; "cpu_s_per_token" is the client's,
-                             the time between tokens by the server's own histogram. Names: distill, vllm, and where overhead is measured vllm_watched
+                             the time between tokens by the server's own histogram. Names: distill and vllm
           tokens_per_s, ttft_s, tpot_s     distill over vllm, with a 95 % interval over rounds (spread.py)
-          overhead           {"tokens_per_s", "server_inter_token_s", "server_cpu_s_per_token"}: vllm_watched over
-                             vllm, the same way; or null
+          overhead           null, or of the pairs of turns for it:
+            contenders       as above; names: vllm and vllm_watched
+            tokens_per_s, server_inter_token_s, server_cpu_s_per_token     vllm_watched over vllm, the same way
     null_server[]            one entry a load
       concurrency, tokens    of every answer
       measured
@@ -77,9 +79,11 @@ AGREEMENT = 0.05
 OVERHEAD = 0.02
 SHARE = 0.6  # of what the busiest closed loop reached: the rate of the open one
 SHORTEST, LONGEST = 8, 48  # prompts, in tokens
+PAIRS = 5  # of turns, watched and not, for every round
 CEILINGS = (1, 16, 64)  # concurrencies on the server that costs nothing
 PROCESSES = (1, 2)  # that send our load there
 CEILING_ROUNDS, CEILING_SECONDS = 3, 0.4  # what a turn there takes, about
+_AGREEMENT = ("tokens_per_s", "ttft_s", "tpot_s")
 _OVERHEAD = ("tokens_per_s", "server_inter_token_s", "server_cpu_s_per_token")
 _MEASURED = ("ttft_s", "tpot_s", "cpu_s_per_token", *_OVERHEAD)
 
@@ -121,6 +125,7 @@ def bench_serving(settings: ServingBenchSettings) -> dict[str, Any]:
             console.progress("{task.fields[now]}") as bar,
         ):
             steps = len(students) * (len(settings.concurrencies) + 1) * (settings.rounds + 1)
+            steps += len(students) * (PAIRS * settings.rounds + 1)
             steps += 2 * len(CEILINGS) * (CEILING_ROUNDS + 1)
             task = bar.add_task("serving", total=steps, now="the clients' ceiling")
             done = partial(bar.advance, task)
@@ -173,17 +178,21 @@ def measure_loads(
         closed = isinstance(load, ClosedLoop)
         if requests is None:
             requests = requests_of_turn(own, work, load.concurrency, settings.seconds)
-        watched = closed and load.concurrency == busiest
-        contenders: dict[str, Contender] = {"distill": own, "vllm": vllm.turn}
-        if watched:
-            contenders["vllm_watched"] = vllm.watched
-        contenders = {name: with_server(contender, server) for name, contender in contenders.items()}
-        turns = take_turns(contenders, partial(work, requests), settings.rounds, done)
+
+        def turns(rounds: int, **contenders: Contender) -> dict[str, list[Turn]]:
+            timed = {name: with_server(contender, server) for name, contender in contenders.items()}
+            return take_turns(timed, partial(work, requests), rounds, done)
+
+        compared = _compared(turns(settings.rounds, distill=own, vllm=vllm.turn), "distill", _AGREEMENT)
+        overhead = None
+        if closed and load.concurrency == busiest:
+            pairs = turns(PAIRS * settings.rounds, vllm=vllm.turn, vllm_watched=vllm.watched)
+            overhead = _compared(pairs, "vllm_watched", _OVERHEAD)
         about = {"requests": requests, "rate": None if closed else load.rate}
         return {
             "kind": load.kind,
             "concurrency": load.concurrency if closed else None,
-            "measured": about | _compared(turns),
+            "measured": about | compared | {"overhead": overhead},
         }
 
     for concurrency in sorted(settings.concurrencies):
@@ -194,18 +203,12 @@ def measure_loads(
     return measured
 
 
-def _compared(turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """Contenders and ratios, as at the top of this file."""
+def _compared(turns: dict[str, list[Turn]], name: str, wanted: Sequence[str]) -> dict[str, Any]:
+    """Contenders, and what is `wanted` of the one of this name over vLLM's client, as at the top of this file."""
     values = {name: {what: [getattr(t, what) for t in some] for what in _MEASURED} for name, some in turns.items()}
-    distill, vllm, watched = values["distill"], values["vllm"], values.get("vllm_watched")
-
-    def over(one: dict[str, list[float]], what: str) -> dict[str, Any]:
-        return ratio(one[what], vllm[what])
-
     return {
         "contenders": {name: {what: _spread(rounds) for what, rounds in by.items()} for name, by in values.items()},
-        **{what: over(distill, what) for what in ("tokens_per_s", "ttft_s", "tpot_s")},
-        "overhead": watched and {what: over(watched, what) for what in _OVERHEAD},
+        **{what: ratio(values[name][what], values["vllm"][what]) for what in wanted},
     }
 
 
@@ -269,7 +272,8 @@ def serving_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[li
             ]
         )
         if m["overhead"]:
-            rates = [f"{m['contenders'][who]['tokens_per_s']['median']:,.0f}" for who in ("vllm_watched", "vllm")]
+            pairs = m["overhead"]["contenders"]
+            rates = [f"{pairs[who]['tokens_per_s']['median']:,.0f}" for who in ("vllm_watched", "vllm")]
             kinds = [shown(m["overhead"][what]) for what in _OVERHEAD]
             overhead.append([name, *rates, *kinds])
     real = {}

@@ -84,6 +84,7 @@ StudyStorage = Annotated[
     str | None,
     typer.Option(help="URL of a storage (s3://bucket/study) where machines that share no folder put what they make."),
 ]
+PASSES_ON = {"allow_extra_args": True}  # of commands whose words after -- are for vLLM
 ModelThreads = Annotated[int | None, typer.Option(help="Of the model on a CPU; all cores but one if not given.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -751,7 +752,7 @@ def compare(
     _show_result(compare_evaluations(evaluations, out), show, json)
 
 
-@serve_app.command("start", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@serve_app.command("start", context_settings=PASSES_ON)
 def serve_start(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A student, any Hugging Face folder, LoRA adapters, or a Hub id.")],
@@ -775,7 +776,7 @@ def serve_start(
     from distill.settings import validate
 
     values = {"host": host, "port": port, "max_model_len": max_model_len, "threads": threads}
-    settings = validate(ServerSettings, values | {"arguments": context.args}, source="command line")
+    settings = validate(ServerSettings, values | {"arguments": _passed_on(context)}, source="command line")
     place = Path(model) if Path(model).is_dir() else Path(model.replace("/", "--"))
     log, key_file = _beside(place, "server.log"), _beside(place, "key")
 
@@ -787,8 +788,9 @@ def serve_start(
     start(model, settings, log, key_file, api_key_env=api_key_env, on_ready=on_ready)
 
 
-@serve_app.command("profile")
+@serve_app.command("profile", context_settings=PASSES_ON)
 def serve_profile(
+    context: typer.Context,
     student: Annotated[Path, typer.Argument(help="A folder made by `distill train`, or any Hugging Face folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDENT.profile if not given.")] = None,
     tasks: Annotated[str, typer.Option(help="Whose questions are sent: add,max.")] = "",
@@ -846,8 +848,11 @@ def serve_profile(
     json: Json = False,
 ) -> None:
     """Put a student under load: latency, throughput, tokens, energy and price of an answer and of a correct one.
+    What follows -- goes to vLLM as it is.
 
     Example: distill serve profile out/student --tasks add,max --concurrency 1,32 --hardware cpu-2core
+
+    Example: distill serve profile out/student --tasks add --hardware h100-sxm --devices 2 -- --tensor-parallel-size 2
 
     Example: distill serve profile out/student --tasks add --rate 2,4 --saturate --objective ttft:500ms,tpot:50ms
     """
@@ -880,8 +885,8 @@ def serve_profile(
         fixed_usd=fixed_usd,
     )
     settings = validate(StudentProfileSettings, values, source="command line")
-    remote = remote_of(endpoint, model, api_key_env, threads=threads, port=port)
-    serving = Serving(threads=threads, port=port)
+    serving = Serving(threads=threads, port=port, arguments=_passed_on(context))
+    remote = remote_of(endpoint, model, api_key_env, serving)
     made = profile_student(settings, student, out or _beside(student, "profile"), serving, remote=remote)
     if json:
         from distill.artifact import read_json
@@ -891,8 +896,9 @@ def serve_profile(
         show_profile(made.path)
 
 
-@serve_app.command("compare")
+@serve_app.command("compare", context_settings=PASSES_ON)
 def serve_compare(
+    context: typer.Context,
     a: Annotated[str, typer.Argument(help="A student's folder, or NAME=FOLDER.")],
     b: Annotated[str, typer.Argument(help="The one that it is held against.")],
     out: Out,
@@ -938,12 +944,14 @@ def serve_compare(
     json: Json = False,
 ) -> None:
     """Two students on the same questions in turns: how much dearer an answer is, and why, and a correct one.
+    What follows -- goes to the vLLM of each as it is.
 
     Example: distill serve compare out/reasoning out/ift --tasks add --hardware cpu-2core --out out/compared
 
     Example: distill serve compare out/reasoning out/ift --tasks add --thinking-budget 64,256,none --out out/compared
     """
     from distill.evaluation.flags import budgets_of, questions_of
+    from distill.evaluation.server import Serving
     from distill.evaluation.serving.compare import CompareSettings, compare_students
     from distill.evaluation.serving.flags import entrants, price_values
     from distill.evaluation.serving.words import show_comparison
@@ -966,7 +974,8 @@ def serve_compare(
         traces=traces,
         fixed_usd=fixed_usd,
     )
-    students = entrants((a, b), endpoint or [], api_key_env, threads=threads, **price)
+    ours = Serving(threads=threads, arguments=_passed_on(context))
+    students = entrants((a, b), endpoint or [], api_key_env, ours=ours, **price)
     made = compare_students(settings, *students, out)
     if json:
         from distill.artifact import read_json
@@ -1458,6 +1467,13 @@ def _counts(text: str, default: int | None = None) -> dict[str, Any]:
             raise InputError(f"--tasks {text}: {name} is named twice")
         counts[name] = count
     return counts
+
+
+def _passed_on(context: typer.Context) -> tuple[str, ...]:
+    """What follows -- . Raises click's UsageError for a word too many before it."""
+    if context.args and not context.args[0].startswith("-"):
+        raise UsageError(f"Got unexpected extra argument ({context.args[0]})")
+    return tuple(context.args)
 
 
 def _beside(student: Path, kind: str) -> Path:

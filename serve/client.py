@@ -46,6 +46,7 @@ BACKOFF_S, BACKOFF_LIMIT_S = 0.25, 30.0
 RETRY_AFTER_LIMIT_S = 120.0  # what a server may ask us to wait
 PROBE_LIMIT_S = 30.0  # for an easy question to be answered
 SILENCE_S = 600.0  # within a reply, after which the server is taken to be dead
+SLOWEST_TOKEN_S = 1.0  # of a reply that comes as a whole, and is silence until its end
 BUSY_COST = 0.2  # of a try: a server that is only busy is asked more often
 REASON_CHARACTERS = 300  # of a result's `error`
 Item = TypeVar("Item")
@@ -146,17 +147,21 @@ async def complete(
     seeds: Sequence[int] | None = None,
     arrivals_s: Sequence[float] | None = None,
     retries: int = 4,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = None,
     on_result: Callable[[Completion], None] | None = None,
     label: str | None = None,
 ) -> list[Completion]:
     """Complete each prompt (token ids) at `endpoint`; results in the order of the prompts.
 
     At most `concurrency` requests are in flight, the next one sent when one ends, and not before its time in
-    `arrivals_s`, in seconds from now, if that is given. `on_result` gets each result as it comes, for a journal. `seeds` are one per prompt, in place of `sampling.seed`. Dropped connections, HTTP 429 and
-    5xx are tried again up to `retries` times with growing, jittered pauses; other refusals are not. `timeout_s` is
-    the longest silence of the server. `label` names a progress bar and shows it.
+    `arrivals_s`, in seconds from now, if that is given. `on_result` gets each result as it comes, for a journal. `seeds`
+    are one per prompt, in place of `sampling.seed`. Dropped connections, HTTP 429 and 5xx are tried again up to `retries`
+    times with growing, jittered pauses; other refusals are not. `timeout_s` is the longest silence of the server: ten
+    minutes where it is not given, and as many seconds more as a whole (not streamed) answer may have tokens. `label`
+    names a progress bar and shows it.
     """
+    if timeout_s is None:
+        timeout_s = SILENCE_S + (0 if stream else sampling.max_tokens * SLOWEST_TOKEN_S)
     results: dict[int, Completion] = {}
     bar = progress() if label else None
     start_s = time.perf_counter()

@@ -41,7 +41,7 @@ class Endpoint:
     def proxy(self) -> str | None:
         """The proxy that the environment names for this server; none to this machine. Raises InputError."""
         url = httpx.URL(self.base_url)
-        if _is_loopback(url.host) or proxy_bypass(url.netloc.decode()):
+        if is_loopback(url.host) or proxy_bypass(url.netloc.decode()):
             return None
         proxies = getproxies()
         proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -75,7 +75,8 @@ class Endpoint:
         return text
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens at `host`, an address or a name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

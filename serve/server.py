@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from distill.errors import InputError
 from distill.process import child_environment
 from distill.serve.adapter import read_adapter
-from distill.serve.endpoint import Endpoint
+from distill.serve.endpoint import Endpoint, is_loopback
 from distill.serve.keeper import GRACE_S
 from distill.settings import Settings
 
@@ -32,6 +32,9 @@ CAUSE = re.compile(
     r"((?:[\w.]+(?:Error|Exception): (?!\d+ validation error)|Value error, |[\w.]+: error: ).+)"
 )
 CPU_KV_CACHE_GIB = 2  # vLLM would take half of the machine's memory
+
+# Where the processes of a server find each other; several machines name another place in the environment.
+ON_LOOPBACK = {"VLLM_HOST_IP": LOOPBACK, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 # What this file sets itself, or what would run a stranger's code.
 RESERVED_ARGUMENTS = (
@@ -79,6 +82,7 @@ class Server:
     """
 
     endpoint: Endpoint
+    start_s: float  # how long it took until it answered
 
     def __init__(self, model: str | Path, settings: ServerSettings, log: Path, *, api_key: str | None = None):
         self.model, self.settings, self.log = str(model), settings, log
@@ -87,6 +91,7 @@ class Server:
         self._reservation: socket.socket | None = None
 
     def __enter__(self) -> Self:
+        began_s = time.monotonic()
         require_vllm()
         adapter = read_adapter(self.model)
         model = adapter.base if adapter else self.model
@@ -100,6 +105,7 @@ class Server:
             self._start(command, server_environment(self.settings, self._api_key, offline=local))
             self.endpoint = Endpoint(f"http://{url_host(self.settings.host)}:{port}/v1", name, self._api_key)
             self._wait_until_ready()
+            self.start_s = time.monotonic() - began_s
         except BaseException:
             self.stop()
             raise
@@ -282,6 +288,9 @@ def server_environment(settings: ServerSettings, api_key: str, *, offline: bool)
         extra["HF_HUB_OFFLINE"] = "1"
     if settings.gpus is not None:
         extra["CUDA_VISIBLE_DEVICES"] = ",".join(settings.gpus)
+    if is_loopback(settings.host):
+        # Its processes talk to each other at addresses of their own, which else are of the first network card.
+        extra |= {name: value for name, value in ON_LOOPBACK.items() if name not in os.environ}
     if not is_cpu_build():
         return child_environment(settings.threads, extra)
     extra["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib or CPU_KV_CACHE_GIB)

@@ -1,7 +1,7 @@
 """A second, independent checker on a sample of the graded answers: how often the two disagree, and where.
 
 With judges the second checker is their majority, else one from tasks/second_checkers.py. Only finished answers are in
-the sample: the others are wrong by rule. Of answers that judges graded, their agreement says more.
+the sample: the others are wrong by rule. What models judged is not audited: of two or more their agreement says more.
 """
 
 import random
@@ -19,27 +19,37 @@ _EXAMPLES = 20
 _CHARACTERS = 200  # of a text that an example shows
 
 
+def why_not_audited(asked: Asked, answers: Sequence[Answer], judges: Judges | None = None) -> str | None:
+    """Why nobody looks at a task's grades a second time; None where somebody does."""
+    if asked.task.checker == "judge":
+        several = judges is not None and len(judges.settings) > 1
+        return "judged; see how far the judges agree" if several else "a single judge graded it; name two or three"
+    return None if any(answer.finished for answer in answers) else "no answer is finished"
+
+
 def audit(asked: Asked, answers: Sequence[Answer], judges: Judges | None = None) -> dict[str, Any] | None:
     """The share of sampled answers on which the second checker disagrees with the grade, with its 95 % interval
-    (Clopper-Pearson, over answers), and examples. None where there is no second checker, or no finished answer."""
-    checker = asked.task.checker
-    finished = [answer for answer in answers if answer.finished]
-    if not finished or checker == "judge" or (judges is None and checker not in SECOND):
+    (Clopper-Pearson, over answers), and examples; `n_skipped` more are such that it has no word on them. None where
+    there is a reason `why_not_audited`."""
+    if why_not_audited(asked, answers, judges) is not None:
         return None
+    finished = [answer for answer in answers if answer.finished]
     rng = random.Random(f"audit {asked.task.name}")
     sample = rng.sample(finished, min(SAMPLE, len(finished)))
     if judges is not None:
         name = "judges"
-        second = [verdict.correct for verdict in judges.judge(sample)]
+        second: list[bool | None] = [verdict.correct for verdict in judges.judge(sample)]
     else:
-        name = SECOND[checker][0]
-        second = second_verdicts(checker, [(answer.gold, answer.answer) for answer in sample])
-    disagree = [(a, other) for a, other in zip(sample, second, strict=True) if a.correct != other]
+        name = SECOND[asked.task.checker][0]
+        second = second_verdicts(asked.task.checker, [(answer.gold, answer.answer) for answer in sample])
+    seen = [(a, other) for a, other in zip(sample, second, strict=True) if other is not None]
+    disagree = [(a, other) for a, other in seen if a.correct != other]
     return {
         "second_checker": name,
-        "n_answers": len(sample),
+        "n_answers": len(seen),
+        "n_skipped": len(sample) - len(seen),
         "n_disagree": len(disagree),
-        "disagreement": _share(len(disagree), len(sample)),
+        "disagreement": _share(len(disagree), len(seen)) if seen else None,
         "only_first_right": sum(a.correct for a, _ in disagree),
         "only_second_right": sum(other for _, other in disagree),
         "examples": [_example(a, other) for a, other in disagree[:_EXAMPLES]],

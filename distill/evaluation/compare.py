@@ -9,9 +9,9 @@ from typing import Any
 from distill import artifact, console
 from distill.errors import InputError
 from distill.evaluation.answer_file import KIND, read_answers
-from distill.evaluation.page import Arm, contrasts, p_text, scores, write_page
+from distill.evaluation.page import Arm, contrasts, p_text, scores, what_p_says, write_page
 from distill.evaluation.table import print_table, token_count, with_interval
-from distill.report.numbers import percent, signed
+from distill.report.numbers import fixed, percent, signed
 from distill.report.text import visible
 
 _KICKER = "distill compare"
@@ -54,9 +54,13 @@ def show(found: dict[str, Any]) -> None:
     for task, some in groupby(found["scores"], key=lambda s: s["task"]):
         rows = [[s["arm"], *_amounts(s), *_difference(differences.get((task, s["arm"])))] for s in some]
         groups.append([[task if i == 0 else "", *row] for i, row in enumerate(rows)])
-    columns = ("task", "evaluation", "% [95 %]", "unfinished\n%", "tokens", "points more\nthan the first [95 %]", "p")
+    p = "p (Holm)" if len(differences) > 1 else "p"
+    more = "points more than\nthe first [95 %]"
+    columns = ("task", "evaluation", "% [95 %]", "unfinished\n%", "tokens", more, "seen\nfrom", p)
     print_table(f"{found['questions']:,} questions; differences are to {first}", columns, groups)
-    console.note("Of these trained students: no training seeds are drawn. No p-value is corrected.")
+    console.note(
+        f"{what_p_says(len(differences))} seen from: the true difference, in points, that would have been seen with 80 % power."
+    )
     for notice in found["left_out"]:
         console.note(visible(notice))
     if found["page"] is not None:
@@ -70,9 +74,9 @@ def _amounts(score: dict[str, Any]) -> list[str]:
 
 def _difference(contrast: dict[str, Any] | None) -> list[str]:
     if contrast is None:  # of the first
-        return ["", ""]
+        return ["", "", ""]
     value, low, high = (signed(100 * contrast["difference"][name]) for name in ("value", "low", "high"))
-    return [f"{value} [{low}, {high}]", p_text(contrast["p_value"])]
+    return [f"{value} [{low}, {high}]", fixed(100 * contrast["detectable"]), p_text(contrast["p_holm"])]
 
 
 def _require_place(out: Path) -> None:

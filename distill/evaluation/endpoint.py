@@ -16,7 +16,7 @@ from distill import artifact, console
 from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.evaluation.answer_file import KIND, write_answers
-from distill.evaluation.answers import Answer
+from distill.evaluation.answers import Answer, shared
 from distill.evaluation.evaluate import all_grades
 from distill.evaluation.generate import JOURNAL
 from distill.evaluation.grading import grade, grading_recipe
@@ -194,5 +194,5 @@ def _answer(settings: EvaluateSettings, request: Request, reply: dict[str, Any])
         sample=request.sample,
         think=settings.think,
         seed=request.seed(settings.seed) if settings.temperature > 0 else None,
-        **reply,
+        **reply | {"token_ids": shared(reply["token_ids"])},
     )

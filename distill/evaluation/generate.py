@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill import console
 from distill.errors import InputError
+from distill.evaluation.answers import shared
 from distill.evaluation.budgets import cut_thinking
 from distill.evaluation.questions import Prompts
 from distill.evaluation.requests import Request
@@ -42,14 +43,17 @@ class Journal(JsonJournal):
         self.outputs: dict[str, Output] = {}
         for key in self:
             try:
-                self.outputs[key] = Output(**self.get(key))
+                self._hold(key, Output(**self.get(key)))
             except TypeError:
                 raise InputError(f"{path}: damaged at {key!r}; delete its line and run again") from None
 
     def add(self, key: str, output: Output) -> None:
         """Keep an output. Raises InputError when it cannot be written."""
         self.append(key, asdict(output))
-        self.outputs[key] = output
+        self._hold(key, output)
+
+    def _hold(self, key: str, output: Output) -> None:
+        self.outputs[key] = replace(output, token_ids=shared(output.token_ids))
 
 
 class Sampling(SamplingSettings):

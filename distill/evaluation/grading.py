@@ -14,9 +14,10 @@ import numpy as np
 
 from distill.errors import InputError
 from distill.evaluation.answers import Answer
-from distill.evaluation.audit import audit
+from distill.evaluation.audit import audit, why_not_audited
 from distill.evaluation.judging import Judges
 from distill.evaluation.questions import Asked
+from distill.evaluation.samples_and_budgets import token_means
 from distill.flops import ModelShape
 from distill.serve.judge import JudgeSettings
 from distill.tasks.check_pool import LIMIT_S, MEMORY_BYTES, check_all
@@ -26,7 +27,7 @@ from distill.tasks.problem import Problem
 from distill.tasks.task import Metric
 from distill.tasks.verdict import Verdict
 
-GRADING_VERSION = 3  # part of every key: raise it when the same output would get another grade
+GRADING_VERSION = 4  # part of every key: raise it when the same output would get other grades
 UNFINISHED = Verdict(False, "unfinished")
 _CHARACTERS = 1_000_000  # of an answer, at its end
 _LIBRARIES = {"math": ("math-verify", "sympy"), "ifeval": ("lm-eval", "langdetect", "nltk")}
@@ -112,11 +113,14 @@ def summarise(
             "unfinished_rate": 1 - len(finished) / len(mine),
             "think_rate": float(np.mean([x.thought for x in mine])),
             "accuracy_finished": float(np.mean([x.correct for x in finished])) if finished else None,
-            "tokens_per_answer": {
-                "prompt": float(np.mean([x.prompt_tokens for x in mine])),
-                "thinking": float(np.mean([x.thinking_tokens for x in mine])),
-                "answer": float(np.mean([x.answer_tokens for x in mine])),
-                "total": float(np.mean([x.thinking_tokens + x.answer_tokens for x in mine])),
+            "tokens_per_answer": {"prompt": float(np.mean([x.prompt_tokens for x in mine]))} | token_means(mine),
+            "tokens_by_grade": {
+                name: {"n_answers": len(some), **token_means(some)}
+                for name, some in {
+                    "right": [x for x in mine if x.correct],
+                    "wrong": [x for x in mine if not x.correct],
+                    "wrong_finished": [x for x in finished if not x.correct],
+                }.items()
             },
             "grading": _grading(a, mine, judges),
             "audit": audit(a, mine, judges),
@@ -128,9 +132,11 @@ def summarise(
 
 
 def _grading(asked: Asked, answers: list[Answer], judges: Judges | None) -> dict[str, Any]:
-    """By whom a task's answers were graded, and on how many the checker came to no end."""
+    """By whom a task's answers were graded, on how many the checker came to no end, and why nobody audits them."""
     failures = Counter(a.failure for a in answers if a.failure is not None)
     said: dict[str, Any] = {"checker": asked.task.checker, "failures": dict(sorted(failures.items()))}
+    if (reason := why_not_audited(asked, answers, judges)) is not None:
+        said["not_audited"] = reason
     if asked.task.checker == "ifeval":
         said["sentences"] = sentence_splitter()
     if asked.task.checker == "judge" and judges is not None:

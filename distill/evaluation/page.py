@@ -17,7 +17,9 @@ import numpy as np
 from distill import artifact
 from distill.evaluation.answers import Answer
 from distill.evaluation.statistics.intervals import Interval, difference, score
+from distill.evaluation.statistics.power import minimum_detectable_difference
 from distill.evaluation.statistics.resampling import of_scores
+from distill.evaluation.statistics.significance import holm
 from distill.report.blocks import Answer as Written
 from distill.report.blocks import (
     Block,
@@ -132,10 +134,8 @@ def render(arms: Sequence[Arm], *, kicker: str, notices: Sequence[str] = ()) -> 
     head: list[Block] = [Notice("Mind this.", list(notices))] if notices else []
     head += [_scores(columns), *_further_metrics(arms)]
     if len(columns) > 1:
-        head.append(_differences(columns))
-        head.append(
-            Text("Of these trained students: no training seeds are drawn. No p-value is corrected.", muted=True)
-        )
+        found = contrasts(columns)
+        head += [_differences(columns[0].name, found), Text(what_p_says(len(found)), muted=True)]
     browse: list[Block] = [] if len(shown) == len(rows) else [_left_out(rows, shown)]
     browse.append(_browser(columns, shown, text_limit))
     made = [
@@ -301,7 +301,10 @@ def _score_row(name: str, answers: list[Answer]) -> list[str | Cell]:
         percent(np.mean([a.thought for a in answers]).item()),
         Cell(fixed(found.tokens), "{} thinking + {} answer".format(*map(fixed, parts))),
         fixed(tokens([a for a in answers if a.correct])),
-        fixed(tokens([a for a in answers if not a.correct])),
+        Cell(
+            fixed(tokens([a for a in answers if not a.correct])),
+            f"{fixed(tokens([a for a in answers if a.finished and not a.correct]))} if finished",
+        ),
     ]
 
 
@@ -320,6 +323,8 @@ class Contrast:
     control: str
     difference: Interval
     p_value: float
+    p_holm: float  # corrected for all contrasts that are made together
+    detectable: float  # the true difference that would have been seen with 80 % power
     only_treatment: int  # samples that only the treatment has right
     only_control: int
 
@@ -327,7 +332,14 @@ class Contrast:
 def contrasts(arms: Sequence[Arm]) -> list[Contrast]:
     """Of every later arm, or thinking budget of one, with the first, task by task."""
     first, *later = (column for arm in arms for column in arm.budgets())
-    return [_contrast(task, column, first) for task in first.by_task for column in later]
+    found = [_contrast(task, column, first) for task in first.by_task for column in later]
+    return [replace(c, p_holm=p) for c, p in zip(found, holm([c.p_value for c in found]), strict=True)]
+
+
+def what_p_says(comparisons: int) -> str:
+    """What to mind of the contrasts, in one line."""
+    corrected = f" p is Holm's, for {count(comparisons)} comparisons." if comparisons > 1 else ""
+    return f"Of these trained students: no training seeds are drawn.{corrected}"
 
 
 def _contrast(task: str, treatment: Arm, control: Arm) -> Contrast:
@@ -341,12 +353,14 @@ def _contrast(task: str, treatment: Arm, control: Arm) -> Contrast:
         control.name,
         between.interval(),
         between.p_value,
+        between.p_value,
+        minimum_detectable_difference(between.spread),
         sum(t and not c for t, c in common),
         sum(c and not t for t, c in common),
     )
 
 
-def _differences(columns: Sequence[Arm]) -> Table:
+def _differences(first: str, found: Sequence[Contrast]) -> Table:
     groups = [
         Group(
             [
@@ -356,7 +370,8 @@ def _differences(columns: Sequence[Arm]) -> Table:
                         signed(100 * c.difference.value),
                         f"{signed(100 * c.difference.low)} to {signed(100 * c.difference.high)}",
                     ),
-                    p_text(c.p_value),
+                    Cell(p_text(c.p_holm), p_text(c.p_value)) if len(found) > 1 else p_text(c.p_value),
+                    fixed(100 * c.detectable),
                     count(c.only_treatment),
                     count(c.only_control),
                 ]
@@ -364,15 +379,15 @@ def _differences(columns: Sequence[Arm]) -> Table:
             ],
             title=shorten(task, _NAME),
         )
-        for task, some in groupby(contrasts(columns), key=lambda c: c.task)
+        for task, some in groupby(found, key=lambda c: c.task)
     ]
-    first = columns[0].name
     return Table(
         f"Differences to {first}",
         [
             "",
             Cell("Points", "95 % interval"),
-            Cell("p", "signs flipped"),
+            Cell("p", "Holm; signs flipped" if len(found) > 1 else "signs flipped"),
+            Cell("Detectable", "points, 80\u00a0% power"),
             Cell("Right only", "in this arm"),
             Cell("Right only", f"in {first}"),
         ],

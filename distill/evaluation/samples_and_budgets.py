@@ -31,6 +31,13 @@ def by_question(answers: list[Answer]) -> list[list[Answer]]:
     return [sorted(samples, key=lambda a: a.sample) for samples in questions.values()]
 
 
+def token_means(answers: list[Answer]) -> dict[str, float | None]:
+    """Generated tokens an answer; None where there is no answer."""
+    thinking, answer = ([getattr(a, f"{part}_tokens") for a in answers] for part in ("thinking", "answer"))
+    columns = {"thinking": thinking, "answer": answer, "total": np.add(thinking, answer)}
+    return {name: float(np.mean(column)) if answers else None for name, column in columns.items()}
+
+
 def further_grades(answers: list[Answer], answer_format: AnswerFormat) -> dict[str, Any]:
     """Of one task's graded answers; only what applies."""
     result: dict[str, Any] = {}
@@ -78,11 +85,7 @@ def _part(answers: list[Answer]) -> dict[str, Any]:
         "n_correct": sum(a.correct for a in answers),
         "unfinished_rate": mean(not a.finished for a in answers),
         "think_rate": mean(a.thought for a in answers),
-        "tokens_per_answer": {
-            "thinking": mean(a.thinking_tokens for a in answers),
-            "answer": mean(a.answer_tokens for a in answers),
-            "total": mean(a.thinking_tokens + a.answer_tokens for a in answers),
-        },
+        "tokens_per_answer": token_means(answers),
     }
 
 

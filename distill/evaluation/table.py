@@ -83,6 +83,11 @@ def _rows(task: str, found: dict[str, Any]) -> Iterator[list[str]]:
     yield [task, first, with_interval(value, intervals.get(first)), asked, *_amounts(found)]
     if found["unfinished_rate"] > 0:
         yield _row("if finished", percent(found["accuracy_finished"]))
+    by_grade = found["tokens_by_grade"]
+    if by_grade["right"]["n_answers"] and by_grade["wrong"]["n_answers"]:
+        for grade in ("right", "wrong"):
+            means = (token_count(by_grade[grade][part]) for part in ("thinking", "answer"))
+            yield ["", f"if {grade}", "", "", "", "", *means]
     for name, value in others:
         yield _row(name, with_interval(value, intervals.get(name)))
     for name, interval in found.get("samples", {}).items():
@@ -126,7 +131,11 @@ def _minded(grades: dict[str, Any]) -> Iterator[str]:
             which = ", ".join(f"{number} {name}" for name, number in failures.items())
             yield f"{task}: the checker came to no end on some answers, which count as wrong: {which}"
         audit = found.get("audit")
-        if audit and audit["n_disagree"]:
+        if audit is None:
+            yield f"{task}: no second checker looked at its grades ({found['grading']['not_audited']})"
+        elif not audit["n_answers"]:
+            yield f"{task}: the second checker ({audit['second_checker']}) has no word on any of its answers"
+        elif audit["n_disagree"]:
             of = f"{count(audit['n_disagree'])} of {count(audit['n_answers'])}"
             yield f"{task}: a second checker ({audit['second_checker']}) disagrees on {of} answers; see `audit` in grades.json"
 

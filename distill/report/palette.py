@@ -1,7 +1,8 @@
 """The colours of a page by role. Charts are drawn in stand-ins; CSS gives each role its light and its dark colour.
 
-The series are Okabe and Ito's colour-blind safe hues, darkened or lightened until each has a contrast of at least 4.5:1
-with the paper of its theme, so that a label may carry the colour of its point.
+The series have Okabe and Ito's hues, with the lightness at which each has a contrast of at least 4.5:1 with the paper of its
+theme, so that a label may carry the colour of its point, and no two look alike to readers who do not see red, green or
+blue (tests/report/test_palette.py computes what they see).
 """
 
 import re
@@ -21,12 +22,12 @@ LIGHT = {
     "paper": "#fbfaf7",
     "raised": "#ffffff",
     "link": "#0b5a8a",
-    "blue": "#0067a5",
-    "orange": "#b34205",
-    "purple": "#9b3f7e",
-    "green": "#00735a",
-    "gold": "#7d6100",
-    "grey": "#68645c",
+    "blue": "#0869a6",
+    "orange": "#a03500",
+    "purple": "#963a7b",
+    "green": "#00644d",
+    "gold": "#8c6e16",
+    "grey": "#6f7066",
 }
 DARK = {
     "ink": "#e9e6df",
@@ -37,11 +38,11 @@ DARK = {
     "raised": "#1d1f23",
     "link": "#7cc0f0",
     "blue": "#6bb8ee",
-    "orange": "#f59a5c",
-    "purple": "#e39cc4",
-    "green": "#45cda4",
-    "gold": "#dfbe4f",
-    "grey": "#a9a59b",
+    "orange": "#f09454",
+    "purple": "#da97bf",
+    "green": "#59dcb1",
+    "gold": "#e2c050",
+    "grey": "#9f9f91",
 }
 
 

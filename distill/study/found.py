@@ -221,6 +221,7 @@ def asked_and_graded(
     accuracy = metrics["accuracy"]["value"]
     # All that was spent, over the right ones.
     per_correct = lambda spent: spent / accuracy if spent is not None and accuracy > 0 else None  # noqa: E731
+    apart = _by_thinking(summaries)
     return {
         "metrics": metrics,
         "n_questions": len(a.problems),
@@ -229,6 +230,7 @@ def asked_and_graded(
         "accuracy_finished": mean("accuracy_finished"),
         "grading": _grading([summary for summary in summaries if "grading" in summary]),
         "tokens_per_answer": tokens,
+        **({"by_thinking": apart} if apart else {}),
         "inference": {
             "flops_per_answer": flops,
             "flops_per_correct": per_correct(flops),
@@ -238,6 +240,30 @@ def asked_and_graded(
                 "seconds_per_correct": per_correct(seconds),
                 "usd_per_1000_correct": per_correct(thousand),
             },
+        },
+    }
+
+
+def _by_thinking(summaries: list[dict[str, Any]]) -> dict[str, dict[str, Any]] | None:
+    """Answers before which a student thought and those before which it did not, of all seeds; None unless there are both."""
+    parts: dict[str, list[dict[str, Any]]] = {"thought": [], "did_not": []}
+    for summary in summaries:
+        whole = {1.0: {"thought": summary}, 0.0: {"did_not": summary}}
+        for name, part in summary.get("by_thinking", whole.get(summary["think_rate"], {})).items():
+            parts[name].append(part)
+    return {name: _together(of) for name, of in parts.items()} if all(parts.values()) else None
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts summed, and means over all answers."""
+    n = [part["n_answers"] for part in parts]
+    mean = lambda values: float(np.average(values, weights=n))  # noqa: E731
+    return {
+        "n_answers": sum(n),
+        "n_correct": sum(part["n_correct"] for part in parts),
+        "unfinished_rate": mean([part["unfinished_rate"] for part in parts]),
+        "tokens_per_answer": {
+            name: mean([part["tokens_per_answer"][name] for part in parts]) for name in ("thinking", "answer", "total")
         },
     }
 

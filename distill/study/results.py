@@ -18,15 +18,17 @@ from distill.evaluation.questions import Asked, ask
 from distill.evaluation.server import engine_version
 from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, Interval, difference
 from distill.evaluation.statistics.power import minimum_detectable_difference
-from distill.evaluation.statistics.significance import holm, sign_flip_test, swap_test
+from distill.evaluation.statistics.significance import sign_flip_test, swap_test
 from distill.flops import hardware
 from distill.study.analysis.analyse import analyse
 from distill.study.analysis.combination import factor as factor_of
+from distill.study.analysis.family import correct
+from distill.study.analysis.interactions import sentence as said_of_interaction
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
 from distill.study.found import Found, FoundCell
 from distill.study.outcomes import MemberOutcome
-from distill.study.rows import ArmRow, ContrastRow, TraceRow, common_seeds
+from distill.study.rows import ContrastRow, TraceRow, common_seeds
 from distill.study.settings import StudySettings
 from distill.tasks.procedural import ProceduralTask
 from distill.tasks.task import Task
@@ -42,17 +44,26 @@ def build_results(
     command: str,
     asked_once: dict[str, Artifact] | None = None,
     traces: dict[str, Artifact] | None = None,
+    seeds_declared: dict[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """The results of a study. `outcomes` by member id; a cell none of whose members is there is left out. `asked_once`:
-    the evaluations of what was not trained here, by its id. `traces`: the sets of pairs by name."""
+    the evaluations of what was not trained here, by its id. `traces`: the sets of pairs by name. `seeds_declared`: with
+    which the compared cells were begun, where that is known."""
     device = hardware(settings.hardware)
     asked = ask(settings.evaluate_settings().questions, settings.evaluate_settings().judges)
     students = {cell.id: FoundCell(cell, outcomes, device) for cell in cells(settings)}
     students = {name: f for name, f in students.items() if f.seeds}
     beside = found_beside(settings, students, asked_once or {})
     found: dict[str, Found] = {**students, **beside}
+    metrics = settings.metrics(a.task.name for a in asked)
     compared = [
-        (row, a, metric, sides, _contrast(settings, row, size.name, a, metric, *sides))
+        (
+            row,
+            a,
+            sides,
+            _contrast(settings, row, size.name, a, metric, *sides)
+            | {"primary": row.verdict_size == size.name and metric == metrics[a.task.name]},
+        )
         for row in settings.contrasts
         for size in settings.students
         for a in asked
@@ -60,9 +71,12 @@ def build_results(
         if (sides := _sides(found, size.name, row)) and all(metric in side.metrics(a) for side in sides)
     ]
     contrasts = [contrast for *_, contrast in compared]
-    _correct_p_values(contrasts)
-    for row, a, _, sides, contrast in compared:
+    analysis = analyse(settings, asked, found, traces)
+    correct(contrasts, analysis["interactions"], metrics)
+    for row, a, sides, contrast in compared:
         _decide(contrast, settings, row, a, *sides)
+    for entry in analysis["interactions"]:
+        entry["sentence"] = said_of_interaction(entry, settings.confidence)
     primary = [c for c in contrasts if c["primary"]]
     return {
         "schema": SCHEMA,
@@ -81,13 +95,17 @@ def build_results(
                 "name": a.task.name,
                 "answer_format": a.task.answer_format,
                 "metrics": list(a.task.metrics),
+                "metric": metrics[a.task.name],
                 "questions": len(a.problems),
                 "distinct_prompts": a.task.distinct_prompts,
                 "description": _description(settings, a.task),
             }
             for a in asked
         ],
-        "cells": [f.describe(asked, settings.confidence) for f in students.values()],
+        "cells": [
+            f.describe(asked, settings.confidence) | {"seeds_added": _seeds_added(settings, f, seeds_declared)}
+            for f in students.values()
+        ],
         "comparators": [f.describe(asked, settings.confidence) for f in beside.values()],
         "contrasts": contrasts,
         "verdicts": [
@@ -99,8 +117,8 @@ def build_results(
             }
             for c in primary
         ],
-        "analysis": analyse(settings, asked, found, traces),
-        "examples": _examples(settings, asked, students),
+        "analysis": analysis,
+        "examples": _examples(settings, asked, found),
         "failures": [{"stage": name.split()[0], "cell": name.split()[-1], "reason": r} for name, r in failures.items()],
     }
 
@@ -142,8 +160,8 @@ def _contrast(
         "metric": metric,
         "treatment": treatment.id,
         "control": control.id,
-        "matched_on": _held_equal(treatment, control, a),
-        **({"declared_matched_on": row.matched} if row.matched is not None else {}),
+        "matched_on": "nothing" if _capped(treatment, control, a) else row.matched,
+        "declared_matched_on": row.matched,
         "difference_points": asdict(points),
         "p_value": between.p_value,
         "p_value_students": p_students,
@@ -157,7 +175,6 @@ def _contrast(
         "token_factor_interval": interval("tokens"),
         "flops_factor_interval": interval("flops"),
         "training_tokens_factor": factor("training_tokens"),
-        "primary": metric == "accuracy" and row.verdict_size == size,
     }
 
 
@@ -166,15 +183,26 @@ def _decide(
 ) -> None:
     """Add `verdict` and `sentence`, which follow from all contrasts: from this one's p-value among the others."""
     points, margin, confidence = Interval(**contrast["difference_points"]), settings.margin_points, settings.confidence
-    contrast["verdict"] = decide(points, margin, significant=contrast["p_holm"] <= 1 - confidence)
-    said = [sentence(contrast, margin, confidence, on_reasoning=_on_reasoning(treatment, control))]
-    if contrast["verdict"] != decide(points, margin):
+    alone, verdict = decide(points, margin), decide(points, margin, significant=contrast["p_holm"] <= 1 - confidence)
+    more, capped = [], _capped(treatment, control, a)
+    if verdict != alone:
         p = contrast["p_holm"]
-        said.append(f"The interval alone would do; after Holm's correction for all that was tested p is {p:.3f}.")
+        more.append(f"The interval alone would do; after Holm's correction for all that was declared p is {p:.3f}.")
+    # A vote that may not spend as much as was declared is worse than the one to compare with.
+    if capped and verdict == ("pays" if capped is control else "does not pay"):
+        more.append(f"The interval would say that it {verdict}, but the vote spent less.")
+        verdict = "cannot tell"
+    contrast["verdict"] = verdict
+    said = [sentence(contrast, margin, confidence, on_reasoning=_on_reasoning(treatment, control)), *more]
     said += [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
-    if row.matched not in (None, contrast["matched_on"]):
+    if capped:
+        said.append(f"Declared as matched on {row.matched}; what both have equally much of is nothing.")
+    if row.matched == "questions":
+        shown = (
+            f"{side.id} {side.mean_of(lambda m: m.student.summary['examples']):,.0f}" for side in (treatment, control)
+        )
         said.append(
-            f"Declared as matched on {row.matched}; what both have equally much of is {contrast['matched_on']}."
+            f"Of the same questions {' and '.join(shown)} examples were shown: pairs are left out of each set apart."
         )
     contrast["sentence"] = " ".join(said)
 
@@ -233,6 +261,8 @@ def _majority_beside(
     """What a vote for the same tokens reaches, for the verdict's treatment; empty where none was declared."""
     majority = found.get(f"{contrast['size']}-majority")
     (a,) = (a for a in asked if a.task.name == contrast["task"])
+    if contrast["control"] == f"{contrast['size']}-majority":
+        return ""
     if not isinstance(majority, Majority) or majority.matched.id != contrast["treatment"] or not majority.metrics(a):
         return ""
     value = float(np.mean([sample.value for sample in majority.samples(a, "accuracy", majority.seeds)]))
@@ -246,45 +276,28 @@ def _majority_beside(
     return f"{said}."
 
 
-def _correct_p_values(contrasts: list[dict[str, Any]]) -> None:
-    """Add `p_holm`: over the contrasts that decide a verdict, one a task, for these; over all declared for the others."""
-    corrected = holm([c["p_value"] for c in contrasts])
-    primary = [i for i, c in enumerate(contrasts) if c["primary"]]
-    for i, p in zip(primary, holm([contrasts[i]["p_value"] for i in primary]), strict=True):
-        corrected[i] = p
-    for contrast, p in zip(contrasts, corrected, strict=True):
-        contrast["p_holm"] = p
-
-
 def _on_reasoning(treatment: Found, control: Found) -> bool:
-    """Whether a contrast is about training on reasoning as such."""
+    """Whether a contrast is about training on reasoning as such, against answers alone or the vote of several."""
+    control = control.voters if isinstance(control, Majority) else control
     arms = [side.cell.arm.arm if side.cell is not None else None for side in (treatment, control)]
     return arms == ["reasoning", "ift"]
 
 
-def _held_equal(treatment: Found, control: Found, a: Asked) -> str:
-    """`output tokens` for a majority against the cell it is matched to, unless it drew too few answers for that; between
-    cells what `_matched_on` says; else `nothing`."""
+def _capped(treatment: Found, control: Found, a: Asked) -> Majority | None:
+    """The majority of a contrast, where it was matched to the other side's tokens and drew too few answers for that."""
     for majority, other in ((treatment, control), (control, treatment)):
-        if isinstance(majority, Majority) and majority.matched is other and not majority.capped(a):
-            return "output tokens"
-    if treatment.cell is None or control.cell is None:
-        return "nothing"
-    return _matched_on(treatment.cell.arm, control.cell.arm)
+        if isinstance(majority, Majority) and majority.matched is other and majority.capped(a):
+            return majority
+    return None
 
 
-def _matched_on(treatment: ArmRow, control: ArmRow) -> str:
-    """`samples`: both saw the same examples. `steps`, `tokens`, `flops`: both took as many as the arm `reasoning` with
-    the same answers, or one is that arm. Else `nothing`."""
-    arms = (treatment, control)
-    if treatment.traces != control.traces:
-        return "nothing"
-    kinds = {arm.match for arm in arms if arm.match != "samples"}
-    if not kinds:
-        return "samples"
-    reached = all(arm.match in kinds or arm.arm == "reasoning" for arm in arms)
-    of_one = len({arm.answers == "gold" for arm in arms}) == 1  # stripped answers follow the teacher's own reasoning
-    return kinds.pop() if reached and of_one and len(kinds) == 1 else "nothing"
+def _seeds_added(settings: StudySettings, found: FoundCell, declared: dict[str, list[int]] | None) -> list[int]:
+    """The seeds of a compared cell that it was not begun with."""
+    rows = [*settings.contrasts, *settings.interactions]
+    compared = {arm for row in rows for name in (row.treatment, row.control) for arm in settings.arms_behind(name)}
+    if declared is None or found.cell.arm.id not in compared:
+        return []
+    return [seed for seed in found.seeds if seed not in declared.get(found.id, [])]
 
 
 def _sides(found: dict[str, Found], size: str, row: ContrastRow) -> tuple[Found, Found] | None:
@@ -342,16 +355,18 @@ def sentence(contrast: dict[str, Any], margin: float, confidence: float, *, on_r
     )
 
 
-def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, FoundCell]) -> list[dict[str, Any]]:
+def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, Found]) -> list[dict[str, Any]]:
     """Two questions a task on which the verdict's two arms differ, or else its first two, as both answered them.
 
-    Both students have the first training seed that the arms have in common; of several answers the first is shown.
+    Both students have the first training seed that the arms have in common; of several answers the first is shown, and of
+    a majority its voters' own.
     """
     row = next(c for c in settings.contrasts if c.verdict_size is not None)
     pair = _sides(found, row.verdict_size, row)
     if pair is None:
         return []
     seed = common_seeds(*(f.seeds for f in pair))[0]
+    pair = [f.voters if isinstance(f, Majority) else f for f in pair]
     shown = [(f.id, seed, f.members[seed].graded) for f in pair]
     examples = []
     for a in asked:

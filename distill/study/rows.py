@@ -17,6 +17,7 @@ from distill.traces.trace import Mode
 from distill.training.settings import ActivationCheckpointing
 
 TRACES = "all"  # the one set of pairs of a study that names none
+Matched = Literal["samples", "questions", "steps", "tokens", "flops", "output tokens", "nothing"]
 NAME = r"^[a-z0-9][a-z0-9._]*$"
 
 
@@ -41,12 +42,14 @@ Rate = Annotated[float, Field(gt=0)]
 
 class TaskShare(Settings):
     """A task: `add`, `gsm8k:PATH`, or with `data` questions of your own under a new name. How many of its questions are
-    trained on, where the study has no `traces` of their own, and how many are asked; null asks all there are."""
+    trained on, where the study has no `traces` of their own, and how many are asked; null asks all there are. `metric`:
+    in which its verdict is read."""
 
     task: str
     data: QuestionFile | None = None
     train: int | None = Field(None, ge=1)
     test: int | None = Field(ge=1)
+    metric: str = "accuracy"
 
 
 class ImportRow(Settings):
@@ -242,13 +245,13 @@ class Comparators(Settings):
 class ContrastRow(Settings):
     """A comparison declared before the run: two arms or comparators by name, in every size that has both.
 
-    The one marked `verdict` for a size decides what the report says first. `matched` says what both sides have equally
-    much of; where that turns out otherwise the study says so.
+    The one marked `verdict` for a size decides what the report says first. `matched` is what both sides have equally much
+    of (matching.py): another one is refused, and one that is left out is filled in.
     """
 
     treatment: str = "reasoning"
     control: str = "ift"
-    matched: Literal["samples", "steps", "tokens", "flops", "output tokens", "nothing"] | None = None
+    matched: Matched | None = None
     verdict_size: str | None = None
 
 

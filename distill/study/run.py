@@ -26,7 +26,8 @@ from distill.errors import InputError
 from distill.process import distill_command
 from distill.study.cells import cells
 from distill.study.comparators import write_routers
-from distill.study.declared import declare
+from distill.study.contamination import contamination
+from distill.study.declared import declare, seeds_declared
 from distill.study.jobs import Children, Job, JobFailed, Slots, reason_of, run_jobs
 from distill.study.live import Watched
 from distill.study.report import write_report
@@ -146,7 +147,17 @@ def write_results(place: Workplace, made: dict[str, Any], failures: dict[str, st
     beside = [TEACHER, *(f"{size.name}-base" for size in settings.students)]
     asked_once = {name: made[f"ask {name}"] for name in beside if f"ask {name}" in made}
     traces = {row.name: made[f"traces {row.name}"] for row in settings.trace_rows if f"traces {row.name}" in made}
-    results = build_results(settings, outcomes, failures, command=command, asked_once=asked_once, traces=traces)
+    results = build_results(
+        settings,
+        outcomes,
+        failures,
+        command=command,
+        asked_once=asked_once,
+        traces=traces,
+        seeds_declared=seeds_declared(out),
+    )
+    whole = place.storage.whole if place.storage is not None else lambda folder: folder
+    results["contamination"] = contamination(settings, traces, whole)
     artifact.write_json(out / "results.json", results)
     write_routers(settings, outcomes, out)
     write_report(out)

@@ -1,5 +1,6 @@
 """A study as one YAML file: its rows (rows.py), and whether they fit each other."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from distill.flops import hardware
 from distill.packing.arms import Arm
 from distill.serve import ServerSettings
 from distill.settings import Settings, validate
+from distill.study.matching import Side, held_equal
 from distill.study.rows import (
     TRACES,
     ArmRow,
@@ -17,6 +19,7 @@ from distill.study.rows import (
     ContrastRow,
     ExpectedTokens,
     InteractionRow,
+    Matched,
     Seed,
     StudentRow,
     TaskShare,
@@ -125,13 +128,43 @@ class StudySettings(Settings):
             return None
         if name == "base":
             return None if size.name in (self.comparators.base.students or [size.name]) else []
-        if name in ("majority", "router"):
-            row = getattr(self.comparators, name)
-            if size.name not in (row.students or [size.name]):
-                return []
-            first, second = (row.arm, row.matched) if name == "majority" else (row.thinks, row.direct)
-            return common_seeds(*(self.arm_row(arm).seeds_in(size) for arm in (first, second)))
-        return self.arm_row(name).seeds_in(size)
+        if name in ("majority", "router") and size.name not in (
+            getattr(self.comparators, name).students or [size.name]
+        ):
+            return []
+        seeds = [self.arm_row(arm).seeds_in(size) for arm in self.arms_behind(name)]
+        return common_seeds(*seeds) if len(seeds) == 2 else seeds[0]
+
+    def arms_behind(self, name: str) -> list[str]:
+        """The arms whose students an arm or comparator is made of; none of what was not trained."""
+        of = self.comparators
+        pairs = {
+            "teacher": [],
+            "base": [],
+            "majority": of.majority and [of.majority.arm, of.majority.matched],
+            "router": of.router and [of.router.thinks, of.router.direct],
+        }
+        return pairs.get(name, [name])
+
+    def metrics(self, names: Iterable[str]) -> dict[str, str]:
+        """The metric in which each task's verdict is read. `names`: of the tasks, in their order, as the results have them."""
+        return dict(zip(names, (row.metric for row in self.tasks), strict=True))
+
+    def matched_on(self, contrast: ContrastRow) -> Matched:
+        """What both sides of a contrast have equally much of, in every size that has both. Raises InputError."""
+        names, of = (contrast.treatment, contrast.control), self.comparators
+        if of.majority is not None and {*names} == {"majority", of.majority.matched}:
+            return "output tokens"
+        if any(name in of.names for name in names):
+            return "nothing"
+        found = set()
+        for size in self.students:
+            arms = [self.arm_row(name) for name in names]
+            if seeds := common_seeds(*(arm.seeds_in(size) for arm in arms)):
+                found.add(
+                    held_equal(*(Side(a, self.train_settings(size, a, seeds[0]), self.traces_of(a)) for a in arms))
+                )
+        return found.pop() if len(found) == 1 else "nothing"
 
     # Whether they fit each other.
 
@@ -165,7 +198,7 @@ class StudySettings(Settings):
                     self.train_settings(size, arm, seed)
         self._comparators_agree(sizes, arms)
         self._contrasts_agree(sizes, arms)
-        return self
+        return self.model_copy(update={"contrasts": [self._with_matching(contrast) for contrast in self.contrasts]})
 
     def _traces_agree(self) -> None:
         trained = [row.task for row in self.tasks if row.train is not None]
@@ -266,16 +299,39 @@ class StudySettings(Settings):
         """A contrast needs a seed that both sides have: in the size of its verdict, or else in any."""
         names = (contrast.treatment, contrast.control)
         compared = [name for name in names if name in self.comparators.names]
-        if compared and (contrast.verdict_size is not None or len(compared) == 2):
+        decides = contrast.verdict_size is not None
+        if len(compared) == 2 or (compared and decides and self.matched_on(contrast) != "output tokens"):
             raise ValueError(
-                f"contrasts: {compared[0]} is a comparator, which may stand beside an arm but decides no verdict"
+                f"contrasts: {compared[0]} is a comparator, which may stand beside an arm but decides no verdict, but for "
+                "the majority against the arm that it is matched to"
             )
+        if compared and decides:
+            self._require_votes()
         paired = [s.name for s in self.students if common_seeds(*(self.seeds_of(name, s) for name in names))]
         where = contrast.verdict_size or "any size"
         if not paired or contrast.verdict_size not in (None, *paired):
             raise ValueError(
                 f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
             )
+
+    def _require_votes(self) -> None:
+        """A verdict that votes decide is of right answers: of nothing else can there be a majority."""
+        for row in self.tasks:
+            if row.metric != "accuracy" and row.task in (self.comparators.majority.tasks or [row.task]):
+                raise ValueError(
+                    f"contrasts: the majority decides the verdict, and has no {row.metric}, which task {row.task} is read "
+                    "in; leave that out, or name other tasks under comparators.majority"
+                )
+
+    def _with_matching(self, contrast: ContrastRow) -> ContrastRow:
+        """What it is matched on is not for the preset to choose: where said, it is checked."""
+        found = self.matched_on(contrast)
+        if contrast.matched not in (None, found):
+            raise ValueError(
+                f"contrasts: {contrast.treatment} against {contrast.control} is matched on {found}, found matched: "
+                f"{contrast.matched}"
+            )
+        return contrast.model_copy(update={"matched": found})
 
 
 def _rates(size: StudentRow, arm: ArmRow) -> dict[str, float]:

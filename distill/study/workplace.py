@@ -155,6 +155,8 @@ class Workplace:
         for row, a in zip(s.tasks, self.test, strict=True):
             if (other := given.setdefault(a.task.name, row.task)) != row.task:
                 raise InputError(f"tasks: {other} and {row.task} are both called {a.task.name} in the results")
+            if row.metric not in a.task.metrics:
+                raise unknown_name(f"metric of task {row.task}", row.metric, a.task.metrics)
         for arm in s.arms:
             self.load_settings(arm)
         trained = [row for row in s.tasks if row.train is not None]

@@ -23,14 +23,14 @@ from distill.tasks.task import ACCURACY, Columns, Metric, ratio_of_sums, weighte
 from distill.tasks.verdict import Verdict
 
 _F1_CHARACTERS = 100_000
-# A student may run on; what it wrote beyond this cannot raise a ROUGE-L score, whose cost is length times length.
-_ROUGE_CHARACTERS = 10_000
+# A student may run on, and ROUGE-L takes length times length: so much of either text is compared.
+_ROUGE_CHARACTERS, _ROUGE_WORDS = 10_000, 2_000
 
 
 def squad_f1(problems: Sequence[Problem]) -> Metric:
     def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
         text = final_answer(answer)[:_F1_CHARACTERS]
-        return {"f1": max(word_f1(gold, text) for gold in accepted_answers(problem.gold))}
+        return {"f1": max(word_f1(gold[:_F1_CHARACTERS], text) for gold in accepted_answers(problem.gold))}
 
     return Metric("squad_f1", rows, weighted_mean("f1"))
 
@@ -46,8 +46,7 @@ def word_f1(gold: str, text: str) -> float:
 
 def rouge_l(problems: Sequence[Problem]) -> Metric:
     def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
-        text = final_answer(answer)[:_ROUGE_CHARACTERS]
-        return {"rouge_l": _rouge_scorer().score(problem.gold, text)["rougeL"].fmeasure}
+        return {"rouge_l": _rouge_scorer().score(problem.gold, final_answer(answer))["rougeL"].fmeasure}
 
     return Metric("rouge_l", rows, weighted_mean("rouge_l"))
 
@@ -58,7 +57,7 @@ def macro_f1(problems: Sequence[Problem]) -> Metric:
 
     def rows(problem: Problem, answer: str, verdict: Verdict) -> dict[str, float]:
         wanted = label_set(problem.gold) or set()
-        found = label_set(answer, wanted | set(labels)) or set()
+        found = label_set(answer[-_F1_CHARACTERS:], wanted | set(labels)) or set()
         return {f"gold {label}": float(label in wanted) for label in labels} | {
             f"found {label}": float(label in found) for label in labels
         }
@@ -130,5 +129,10 @@ OF_RULES = ("instruction_accuracy", "accuracy_loose", "instruction_accuracy_loos
 @cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"])
+    class Beginning(DefaultTokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return super().tokenize(text[:_ROUGE_CHARACTERS])[:_ROUGE_WORDS]
+
+    return RougeScorer(["rougeL"], tokenizer=Beginning())

@@ -127,10 +127,15 @@ class Asking:
             if key in self.journal:
                 found += 1
                 self._take_note(number, mode, answer_from_json(self.journal.get(key), mode))
+        for answer in self.paid_for_nothing():
+            self._spend(answer)
+        return found
+
+    def paid_for_nothing(self) -> Iterator[Answer]:
+        """Of this run and earlier ones: requests that cost something and gave no answer. Their modes are not kept."""
         for key in self.journal:
             if key.startswith(_PAID_FOR_NOTHING):
-                self._spend(answer_from_json(self.journal.get(key), "reasoning"))
-        return found
+                yield answer_from_json(self.journal.get(key), "reasoning")
 
     def _require_hope(self) -> None:
         if not self._drawn_all and (why := self._hopeless()):
@@ -243,11 +248,11 @@ class Asking:
         """What was asked now, and what all of it cost, on one line."""
         retries = getattr(self.teacher, "retries", 0)
         parts = [f"{self.requests} requests" + (f", {retries} retried" if retries else "")]
-        for mode, sums in bill.modes.items():
+        for name, sums in bill.parts.items():
             known = [f"{sums.output_tokens:,} tokens"] if sums.output_tokens else []
             known += [f"{sums.cost_usd:.4g} USD"] if sums.cost_usd else []
             if known:
-                parts.append(f"{mode} {', '.join(known)}")
+                parts.append(f"{name} {', '.join(known)}")
         return "; ".join(parts)
 
 

@@ -22,10 +22,23 @@ class ModeBill:
 
     def add(self, trace: Trace) -> None:
         counts = (trace.reasoning_tokens, trace.answer_tokens)
-        self.answers += 1
-        self.prompt_tokens = _plus(self.prompt_tokens, trace.prompt_tokens)
-        self.output_tokens = _plus(self.output_tokens, None if None in counts else sum(counts))
-        self.cost_usd = _plus(self.cost_usd, trace.cost_usd)
+        self.add_sums(1, trace.prompt_tokens, None if None in counts else sum(counts), trace.cost_usd)
+
+    def add_sums(
+        self,
+        answers: int,
+        prompt_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cost_usd: float | None = None,
+    ) -> None:
+        self.answers += answers
+        self.prompt_tokens = _plus(self.prompt_tokens, prompt_tokens)
+        self.output_tokens = _plus(self.output_tokens, output_tokens)
+        self.cost_usd = _plus(self.cost_usd, cost_usd)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _plus(total: Any, value: Any) -> Any:
@@ -34,22 +47,25 @@ def _plus(total: Any, value: Any) -> Any:
 
 @dataclass
 class Bill:
-    """Of all answers in the rows of a trace set. Equal rows in equal order give equal sums."""
+    """Of all answers in the rows of a trace set; equal rows in equal order give equal sums. And of what was paid for and
+    gave none, in all runs: of most requests that failed nobody says what they cost, and these are left out."""
 
     modes: dict[Mode, ModeBill] = field(default_factory=lambda: {mode: ModeBill() for mode in MODES})
+    failed: ModeBill = field(default_factory=ModeBill)
+
+    @property
+    def parts(self) -> dict[str, ModeBill]:
+        """By mode, and `failed` where something was."""
+        return {**self.modes} | ({"failed": self.failed} if self.failed.answers else {})
 
     def add(self, row: Pair | Rejected) -> None:
-        """What a failed request cost is not known, and its row does not count."""
+        """Its answers. One that failed may have been asked again: it is no answer, and counts by itself."""
         for mode, trace in (("reasoning", row.reasoning), ("ift", row.ift)):
             if trace is not None and trace.teacher != GOLD and trace.finish_reason != "error":
                 self.modes[mode].add(trace)
 
     def to_json(self) -> dict[str, Any]:
-        """What is known of each mode."""
-        return {
-            mode: {name: value for name, value in vars(sums).items() if value is not None}
-            for mode, sums in self.modes.items()
-        }
+        return {name: sums.to_json() for name, sums in self.parts.items()}
 
 
 class Budget:

@@ -50,12 +50,13 @@ class Derivation:
     def commit(
         self,
         change: Callable[[int, Pair], Pair | Rejected],
-        summary: dict[str, Any],
+        summary: dict[str, Any] | Callable[[], dict[str, Any]],
         *,
         remove: tuple[str, ...] = (),
     ) -> Artifact:
         """Write `change(index, pair)` in place of every pair of the source, and finish. Raises InputError when no pair
-        is left. `remove` names entries of the folder, such as a journal, that are no part of the result."""
+        is left. `summary` stands beside their counts, and may be a function to call when all are written; `remove` names
+        entries of the folder, such as a journal, that are no part of the result."""
         kept: list[int] = []
 
         def changed() -> Iterator[Pair | Rejected]:
@@ -82,7 +83,8 @@ class Derivation:
                 vocabulary=file.vocabulary,
             )
         carried = {"top_k": self.source.summary["top_k"]} if files else {}
-        return self.space.commit(counts | carried | summary, remove=remove)
+        about = summary() if callable(summary) else summary
+        return self.space.commit(counts | carried | about, remove=remove)
 
 
 @contextmanager

@@ -60,6 +60,8 @@ def generate(settings: GenerateSettings, out: Path, options: GenerateOptions | N
             rows = _Rows(asking)
             summary = write_pairs(space.files, rows)
             _require_pairs(out, settings, summary, asking.failed, early)
+            for answer in asking.paid_for_nothing():
+                rows.bill.failed.add_sums(1, answer.trace.prompt_tokens, answer.output_tokens, teacher.cost_usd(answer))
             summary |= {"bill": rows.bill.to_json()}
             if teacher.vocabulary is not None and summary["pairs"]:
                 summary |= _write_top_k(space, teacher, journal, rows.captured)

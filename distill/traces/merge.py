@@ -39,6 +39,9 @@ def merge(shards: Sequence[Path], out: Path) -> Artifact:
         summary = write_pairs(space.files, rows)
         if not summary["pairs"]:
             raise InputError(f"{out}: no pair in any of {len(made)} shards")
+        for shard in made:
+            if failed := shard.summary.get("bill", {}).get("failed"):
+                rows.bill.failed.add_sums(**failed)
         summary |= {"bill": rows.bill.to_json()} | _merge_top_k(made, space.files, rows.owners)
         partial = [shard.recipe.get("partial") for shard in made]
         if not any(partial):

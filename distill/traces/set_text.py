@@ -35,9 +35,9 @@ def show_set(made: Artifact) -> None:
         _show_verification(summary["verification"], summary["pairs"])
     else:
         _show_labels(made)
-    for mode, bill in summary.get("bill", {}).items():
+    for name, bill in summary.get("bill", {}).items():
         if bill.get("output_tokens") or bill.get("cost_usd"):
-            _say(f"  {mode}: {_bill(bill)}")
+            _say(f"  {'paid for, and no answer' if name == 'failed' else name}: {_bill(bill)}")
 
 
 def _bill(bill: dict[str, Any]) -> str:

@@ -8,13 +8,14 @@ judges (serve/judge.py). `auto` takes
     math                      for other answers, where the gold answer is nothing but mathematics
     normalised                for the rest
 
-An answer without a gold one keeps the label it had, if any.
+An answer without a gold one keeps the label it had, if any. Pairs are read as often as they are needed and not held,
+but for what judges are shown of them.
 """
 
 import importlib.metadata
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from distill import console
 from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.journal import Journal
-from distill.serve.judge import MOST_JUDGES, Case, JudgeSettings, agreement, ask_judges
+from distill.serve.judge import ANSWER_CHARACTERS, MOST_JUDGES, Case, JudgeSettings, agreement, ask_judges
 from distill.settings import Settings
 from distill.tasks.answers import final_answer
 from distill.tasks.check_pool import LIMIT_S, MEMORY_BYTES, check_all
@@ -35,13 +36,14 @@ from distill.tasks.checkers import (
     QUICK,
     UNREADABLE_GOLD,
     Verdict,
+    check,
     is_mathematics,
     shown,
 )
 from distill.tasks.checkers import VERSION as CHECKERS_VERSION
 from distill.tasks.problem import Problem
 from distill.tasks.registry import known_checker
-from distill.traces.derive import deriving
+from distill.traces.derive import Derivation, deriving
 from distill.traces.trace import MODES, Mode, Pair
 
 VERSION = 1  # part of every key: raise it when the same traces and settings would give other labels
@@ -96,7 +98,6 @@ class _Asked:
     """One comparison, and whose label it is."""
 
     key: str
-    index: int  # of the pair
     modes: tuple[Mode, ...]
     checker: str
     problem: Problem
@@ -114,27 +115,26 @@ def verify(source: Path, out: Path, settings: VerifySettings, *, processes: int 
     with deriving(source, out, settings.recipe) as new:
         if new.finished:
             return new.finished
-        asked = [one for index, pair in enumerate(new.pairs()) for one in _comparisons(index, pair, settings)]
-        if not asked:
+        counts = _Counts(settings.against, Counter(one.checker for one in _all_comparisons(new, settings)))
+        if not counts.by_checker:
             raise InputError(f"{source}: no pair has a gold answer; --against other-mode compares the two answers")
         with Journal(new.path / JOURNAL) as journal:
+            by_judges: dict[str, Any] = {}
             if settings.checker == "judge":
-                labels, by_judges = _judge(asked, settings, journal)
+                label_of, by_judges = _judge(new, settings, journal)
             else:
-                labels, by_judges = _check(asked, settings, journal, processes), None
-            found = {(one.index, mode): labels[one.key] for one in asked for mode in one.modes}
+                label_of = _check(new, settings, journal, counts.by_checker, processes)
 
             def labelled(index: int, pair: Pair) -> Pair:
-                for mode in MODES:
-                    if label := found.get((index, mode)):
+                found = [(one, label_of(one)) for one in _comparisons(index, pair, settings)]
+                counts.add(found)
+                for one, label in found:
+                    for mode in one.modes:
                         trace = replace(pair.trace(mode), verified=label.verified, verdict=label.verdict)
                         pair = replace(pair, **{mode: trace})
                 return pair
 
-            summary = _summary(new.source.summary["pairs"], asked, labels, found, settings)
-            if by_judges is not None:
-                summary["judges"] = by_judges
-            return new.commit(labelled, {"verification": summary}, remove=(JOURNAL,))
+            return new.commit(labelled, lambda: {"verification": counts.to_json() | by_judges}, remove=(JOURNAL,))
 
 
 def checker_for(problem: Problem, gold: str) -> str:
@@ -149,7 +149,7 @@ def checker_for(problem: Problem, gold: str) -> str:
 def _comparisons(index: int, pair: Pair, settings: VerifySettings) -> Iterable[_Asked]:
     def asked(name: str, modes: tuple[Mode, ...], gold: str, answer: str) -> _Asked:
         checker = checker_for(pair.problem, gold) if settings.checker == "auto" else settings.checker
-        return _Asked(f"{index} {name}", index, modes, checker, pair.problem, gold, answer)
+        return _Asked(f"{index} {name}", modes, checker, pair.problem, gold, answer)
 
     if settings.against == "other-mode":
         yield asked("both", MODES, final_answer(pair.reasoning.answer), pair.ift.answer)
@@ -158,75 +158,118 @@ def _comparisons(index: int, pair: Pair, settings: VerifySettings) -> Iterable[_
             yield asked(mode, (mode,), pair.problem.gold, pair.trace(mode).answer)
 
 
-def _check(asked: list[_Asked], settings: VerifySettings, journal: Journal, processes: int | None) -> dict[str, _Label]:
-    labels: dict[str, _Label] = {}
+def _all_comparisons(new: Derivation, settings: VerifySettings) -> Iterator[_Asked]:
+    return (one for index, pair in enumerate(new.pairs()) for one in _comparisons(index, pair, settings))
+
+
+def _check(
+    new: Derivation, settings: VerifySettings, journal: Journal, by_checker: Counter[str], processes: int | None
+) -> Callable[[_Asked], _Label]:
+    """What the checkers say. Those that take long say it here, to the journal; the others when they are asked, which is
+    sooner done again than read."""
     beside = _BESIDE[settings.against]
-    waiting: dict[str, list[_Asked]] = defaultdict(list)  # by checker
-    for one in asked:
-        if one.key in journal:
-            labels[one.key] = _Label(**journal.get(one.key))
-        else:
-            waiting[one.checker].append(one)
+
+    def label(checker: str, verdict: Verdict) -> _Label:
+        return _Label(verdict.correct, f"{_SAID_BY.get(checker, checker)}{beside}: {verdict.note}", verdict.failure)
+
+    def keep(one: _Asked, verdict: Verdict) -> None:
+        journal.append(one.key, vars(label(one.checker, verdict)))
+        bar.advance(task)
+
+    slow = sorted(by_checker.keys() - set(QUICK))
     with console.progress() as bar:
-        task = bar.add_task("checking", total=len(asked), completed=len(labels))
-        for checker, ones in sorted(waiting.items()):
+        task = bar.add_task("checking", total=sum(by_checker[name] for name in slow), completed=len(journal))
+        for name in slow:
+            mine = (one for one in _all_comparisons(new, settings) if one.checker == name and one.key not in journal)
+            _check_all(name, mine, keep, processes=processes, limit_s=settings.limit_s)
 
-            def keep(number: int, verdict: Verdict, checker: str = checker, ones: list[_Asked] = ones) -> None:
-                key = ones[number].key
-                said = f"{_SAID_BY.get(checker, checker)}{beside}: {verdict.note}"
-                labels[key] = _Label(verdict.correct, said, verdict.failure)
-                if checker not in QUICK:  # the others are sooner done again than read
-                    journal.append(key, vars(labels[key]))
-                bar.advance(task)
+    def label_of(one: _Asked) -> _Label:
+        if one.checker in QUICK:
+            return label(one.checker, check(one.checker, one.gold, one.answer))
+        return _Label(**journal.get(one.key))
 
-            pairs = ((one.gold, one.answer) for one in ones)
-            check_all(checker, pairs, keep, processes=processes, limit_s=settings.limit_s)
-    return labels
+    return label_of
 
 
-def _judge(asked: list[_Asked], settings: VerifySettings, journal: Journal) -> tuple[dict[str, _Label], dict[str, Any]]:
-    cases = (Case(one.key, one.problem.prompt, one.gold, one.answer) for one in asked)
+def _check_all(checker: str, asked: Iterable[_Asked], keep: Callable[[_Asked, Verdict], None], **limits: Any) -> None:
+    """check_all of comparisons: those that are being made are held, and no others."""
+    waiting: dict[int, _Asked] = {}
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for number, one in enumerate(asked):
+            waiting[number] = one
+            yield one.gold, one.answer
+
+    check_all(checker, pairs(), lambda number, verdict: keep(waiting.pop(number), verdict), **limits)
+
+
+def _judge(
+    new: Derivation, settings: VerifySettings, journal: Journal
+) -> tuple[Callable[[_Asked], _Label], dict[str, Any]]:
+    """What the judges say, and how far they agree."""
+    cases = (  # of an answer they see the end
+        Case(one.key, one.problem.prompt, one.gold, one.answer[-ANSWER_CHARACTERS:])
+        for one in _all_comparisons(new, settings)
+    )
     judgements = ask_judges(settings.judges, cases, journal)
     names = [one.name for one in settings.judges]
     who = ", ".join(one.model for one in settings.judges) + _BESIDE[settings.against]
-    labels = {key: _Label(judgement.correct, f"judges {who}: {judgement}") for key, judgement in judgements.items()}
-    return labels, agreement((judgements[one.key] for one in asked), names)
+
+    def label_of(one: _Asked) -> _Label:
+        judgement = judgements[one.key]
+        return _Label(judgement.correct, f"judges {who}: {judgement}")
+
+    return label_of, {"judges": agreement(judgements.values(), names)}
 
 
-def _summary(
-    pairs: int,
-    asked: list[_Asked],
-    labels: dict[str, _Label],
-    found: dict[tuple[int, Mode], _Label],
-    settings: VerifySettings,
-) -> dict[str, Any]:
+@dataclass
+class _Counts:
     """Counts of answers, by mode where they differ; pairs with both answers verified are those --keep verified keeps."""
-    one_way = [one for one in asked if labels[one.key].verdict.endswith((GOLD_TO_ANSWER_ONLY, ANSWER_TO_GOLD_ONLY))]
-    return {
-        "against": settings.against,
-        "judged": {
-            mode: sum(of == mode and label.verified is not None for (_, of), label in found.items()) for mode in MODES
-        },
-        "verified": {
-            mode: sum(of == mode and label.verified is True for (_, of), label in found.items()) for mode in MODES
-        },
-        "pairs_verified": sum(
-            all((label := found.get((index, mode))) and label.verified is True for mode in MODES)
-            for index in range(pairs)
-        ),
-        "without_gold": pairs - len({one.index for one in asked}),
-        "unreadable_gold": sum(labels[one.key].verdict.endswith(UNREADABLE_GOLD) for one in asked),
-        "without_majority": sum(labels[one.key].verified is None for one in asked),
-        "by_checker": dict(sorted(Counter(one.checker for one in asked).items())),
-        "failures": dict(sorted(Counter(label.failure for label in labels.values() if label.failure).items())),
-        "orders_disagree": {
-            "answers": len(one_way),
-            "examples": [_example(one, labels) for one in one_way[:_EXAMPLES]],
-        },
-    }
+
+    against: str
+    by_checker: Counter[str]
+    judged: Counter[Mode] = field(default_factory=Counter)
+    verified: Counter[Mode] = field(default_factory=Counter)
+    pairs_verified: int = 0
+    without_gold: int = 0
+    unreadable_gold: int = 0
+    without_majority: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    one_way: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, found: list[tuple[_Asked, _Label]]) -> None:
+        """The labels of one pair."""
+        right = [mode for one, label in found if label.verified for mode in one.modes]
+        self.verified.update(right)
+        self.judged.update(mode for one, label in found if label.verified is not None for mode in one.modes)
+        self.pairs_verified += len(right) == len(MODES)
+        self.without_gold += not found
+        for one, label in found:
+            self.without_majority += label.verified is None
+            self.unreadable_gold += label.verdict.endswith(UNREADABLE_GOLD)
+            self.failures.update([label.failure] if label.failure else [])
+            if label.verdict.endswith((GOLD_TO_ANSWER_ONLY, ANSWER_TO_GOLD_ONLY)):
+                self.one_way += 1
+                if len(self.examples) < _EXAMPLES:
+                    self.examples.append(_example(one, label))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "against": self.against,
+            "judged": {mode: self.judged[mode] for mode in MODES},
+            "verified": {mode: self.verified[mode] for mode in MODES},
+            "pairs_verified": self.pairs_verified,
+            "without_gold": self.without_gold,
+            "unreadable_gold": self.unreadable_gold,
+            "without_majority": self.without_majority,
+            "by_checker": dict(sorted(self.by_checker.items())),
+            "failures": dict(sorted(self.failures.items())),
+            "orders_disagree": {"answers": self.one_way, "examples": self.examples},
+        }
 
 
-def _example(one: _Asked, labels: dict[str, _Label]) -> dict[str, Any]:
+def _example(one: _Asked, label: _Label) -> dict[str, Any]:
     """A comparison, cut short and printable."""
     answer = final_answer(one.answer)
     return {
@@ -234,5 +277,5 @@ def _example(one: _Asked, labels: dict[str, _Label]) -> dict[str, Any]:
         "mode": " and ".join(one.modes),
         "gold": shown(one.gold, _EXAMPLE_CHARACTERS),
         "answer": shown(answer, _EXAMPLE_CHARACTERS),
-        "verdict": labels[one.key].verdict,
+        "verdict": label.verdict,
     }

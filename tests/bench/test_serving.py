@@ -12,6 +12,7 @@ import pytest
 from distill.bench.report import render_report
 from distill.bench.serving import (
     LONGEST,
+    PAIRS,
     SHORTEST,
     ServingBenchSettings,
     _compared,
@@ -79,16 +80,15 @@ def test_ratios_are_ours_over_theirs(rng):
         ]
         for name, *both in zip(names, rates, times, strict=True)
     }
-    found = _compared(turns)
+    found = _compared(turns, "distill", ("tokens_per_s", "ttft_s", "tpot_s"))
+    overhead = _compared(turns, "vllm_watched", OVERHEAD)
     mean = lambda ratios: pytest.approx(np.exp(np.log(ratios).mean()))  # noqa: E731
     assert found["tokens_per_s"]["value"] == mean(rates[0] / rates[1])
     assert found["ttft_s"]["value"] == mean(times[0] / times[1])
     assert found["tpot_s"]["value"] == mean((times[0] / times[1]) ** 2)
-    assert found["overhead"]["tokens_per_s"]["value"] == mean(rates[2] / rates[1])
-    assert found["overhead"]["server_cpu_s_per_token"]["value"] == mean((times[2] / times[1]) ** 3)
+    assert overhead["tokens_per_s"]["value"] == mean(rates[2] / rates[1])
+    assert overhead["server_cpu_s_per_token"]["value"] == mean((times[2] / times[1]) ** 3)
     assert found["contenders"]["vllm"]["tokens_per_s"]["rounds"] == rates[1].tolist()
-    del turns["vllm_watched"]
-    assert _compared(turns)["overhead"] is None
 
 
 @contextmanager
@@ -172,16 +172,20 @@ def test_on_a_real_server(vllm_server, vllm_client):
                 contender(wrong)
     assert [(load["kind"], load["concurrency"]) for load in loads] == [("closed", 1), ("closed", 4), ("open", None)]
     for load in loads:
-        measured = load["measured"]
-        watched = load["concurrency"] == 4
-        assert set(measured["contenders"]) == {"distill", "vllm"} | ({"vllm_watched"} if watched else set())
-        assert all(set(by) == MEASURED for by in measured["contenders"].values())
-        for by in measured["contenders"].values():
-            # A busy client may get a whole answer at once, which then has no time between its tokens.
-            assert all(min(v["rounds"]) > 0 for what, v in by.items() if what != "tpot_s")
-            assert all(len(v["rounds"]) == 2 for v in by.values())
+        measured, overhead = load["measured"], load["measured"]["overhead"]
+        every = [(measured["contenders"], {"distill", "vllm"}, 2)]
+        if load["concurrency"] == 4:
+            every.append((overhead["contenders"], {"vllm_watched", "vllm"}, 2 * PAIRS))
+            assert all(len(overhead[what]["rounds"]) == 2 * PAIRS and overhead[what]["low"] > 0 for what in OVERHEAD)
+        else:
+            assert overhead is None
+        for contenders, names, rounds in every:
+            assert set(contenders) == names and all(set(by) == MEASURED for by in contenders.values())
+            for by in contenders.values():
+                # A busy client may get a whole answer at once, which then has no time between its tokens.
+                assert all(min(v["rounds"]) > 0 for what, v in by.items() if what != "tpot_s")
+                assert all(len(v["rounds"]) == rounds for v in by.values())
         assert measured["tokens_per_s"]["low"] > 0 and measured["ttft_s"]["low"] > 0
-        assert (measured["overhead"] is not None) == watched
         assert (measured["rate"] is None) == (load["kind"] == "closed")
 
 
@@ -213,11 +217,11 @@ def result_of(value, spread=1.01):
     closed = {
         "requests": 8,
         "rate": None,
-        "contenders": {name: by for name in ("distill", "vllm", "vllm_watched")},
+        "contenders": {name: by for name in ("distill", "vllm")},
         **{what: ratio for what in ("tokens_per_s", "ttft_s", "tpot_s")},
-        "overhead": {what: ratio for what in OVERHEAD},
+        "overhead": {"contenders": {name: by for name in ("vllm", "vllm_watched")}, **dict.fromkeys(OVERHEAD, ratio)},
     }
-    opened = closed | {"rate": 12.3456, "overhead": None, "contenders": {name: by for name in ("distill", "vllm")}}
+    opened = closed | {"rate": 12.3456, "overhead": None}
     loads = [
         {"kind": "closed", "concurrency": 16, "measured": closed},
         {"kind": "open", "concurrency": None, "measured": opened},

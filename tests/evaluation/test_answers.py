@@ -134,6 +134,14 @@ def test_unfinished_is_wrong_and_reasoning_is_never_graded(chat, tmp_path):
     assert summary["think_rate"] == pytest.approx(7 / 8)
     tokens = [len(ids(chat, text)) for text, *_ in outputs]
     assert summary["tokens_per_answer"]["total"] == pytest.approx(sum(tokens) / 8)
+    for kind, places in {"right": [0, 1], "wrong": [2, 3, 4, 5, 6, 7], "wrong_finished": [2, 6, 7]}.items():
+        means = {
+            part: sum(getattr(answers[i], f"{part}_tokens") for i in places) / len(places)
+            for part in ("thinking", "answer")
+        }
+        total = sum(tokens[i] for i in places) / len(places)
+        wanted = {"n_answers": len(places), **means, "total": total}
+        assert summary["tokens_by_grade"][kind] == pytest.approx(wanted)
     flops = sum(SHAPE.generation_flops(len(prompts[p.id]), n) for p, n in zip(problems, tokens, strict=True))
     assert summary["flops_per_answer"] == pytest.approx(flops / 8)
     assert summary["flops_per_correct"] == pytest.approx(flops / 2)
@@ -152,6 +160,9 @@ def test_nothing_right_and_nothing_finished(chat):
     summary = summarise([Asked(task, problems)], answers, SHAPE)["max"]
     assert summary["accuracy_finished"] is None and summary["flops_per_correct"] is None
     assert summary["unfinished_rate"] == 1.0 and summary["metrics"]["accuracy"] == 0.0
+    none = {"n_answers": 0, "thinking": None, "answer": None, "total": None}
+    assert summary["tokens_by_grade"]["right"] == summary["tokens_by_grade"]["wrong_finished"] == none
+    assert summary["audit"] is None and summary["grading"]["not_audited"] == "no answer is finished"
 
 
 def test_a_journal_survives_being_torn_anywhere(tmp_path, rng):
@@ -173,6 +184,19 @@ def test_a_journal_survives_being_torn_anywhere(tmp_path, rng):
             for question in list(outputs)[complete:]:
                 journal.add(question, outputs[question])
         assert path.read_bytes() == whole
+
+
+def test_token_ids_are_held_once(tmp_path, rng):
+    """What a journal gives back has one object for each id, however often it stands in the file."""
+    ids = rng.integers(1000, 150_000, 40).tolist()
+    path = tmp_path / "outputs.journal.jsonl"
+    with Journal(path) as journal:
+        for i in range(3):
+            journal.add(f"add/{i}", Output([int(str(n)) for n in ids], "stop", 0.5))
+    with Journal(path) as again:
+        for of in (journal, again):
+            assert [o.token_ids for o in of.outputs.values()] == [ids] * 3
+            assert len({id(n) for o in of.outputs.values() for n in o.token_ids}) == len(set(ids))
 
 
 def test_a_damaged_line_in_a_journal_is_named(tmp_path, rng):

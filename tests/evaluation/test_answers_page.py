@@ -133,9 +133,8 @@ def test_the_scores_are_those_of_the_grades(rng):
         assert row[4][0] == pytest.approx(100 * wanted["think_rate"], abs=0.051)
         tokens = wanted["tokens_per_answer"]
         assert row[5] == pytest.approx([tokens["total"], tokens["thinking"], tokens["answer"]], abs=0.051)
-        for cell, right in zip(row[6:8], (True, False), strict=True):
-            lengths = [a.thinking_tokens + a.answer_tokens for a in mine if a.correct == right]
-            assert cell == pytest.approx([np.mean(lengths)], abs=0.051)
+        by_grade = [wanted["tokens_by_grade"][grade]["total"] for grade in ("right", "wrong", "wrong_finished")]
+        assert [*row[6], *row[7]] == pytest.approx(by_grade, abs=0.051)
 
 
 def test_every_thinking_budget_is_scored_as_in_the_curve(rng):
@@ -165,6 +164,17 @@ def test_differences_are_of_the_same_questions(rng):
         # Of single answers the test by flipped signs is McNemar's exact one.
         p_value = binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
         assert c.p_value == pytest.approx(p_value)
+        # With 80 % power: 2.80 standard errors of a mean of differences, each arm's half answers of Agresti & Min added.
+        differences = np.array([right[1][key] * 1.0 - right[0][key] for key in keys])
+        square = (np.sum(differences**2) + 1) / 62
+        error = np.sqrt((square - (differences.sum() / 62) ** 2) / 62)
+        assert c.detectable == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
+    # Holm's: the smaller p counts twice, the larger is at least that.
+    small, large = sorted(found.values(), key=lambda c: c.p_value)
+    assert small.p_holm == pytest.approx(min(1, 2 * small.p_value))
+    assert large.p_holm == pytest.approx(max(small.p_holm, large.p_value))
+    one = contrasts([Arm(n, [a for a in some if a.task == "add"], {}) for n, some in (("a", first), ("b", second))])
+    assert [c.p_holm for c in one] == [c.p_value for c in one] == [found["add"].p_value]
 
 
 def all_text(text):
@@ -316,6 +326,11 @@ def test_compare_reads_finished_evaluations(rng, tmp_path, capsys):
     read = [[number(n) for n in re.findall(r"[+−]?[\d,.]+", row)] for row in rows]
     assert [n[0] for n in read] == pytest.approx([right[t] for t in ("add", "max")], abs=0.051)
     assert [n[5] for n in read] == pytest.approx([more[t] for t in ("add", "max")], abs=0.051)
+    least = {c["task"]: 100 * c["detectable"] for c in found["differences"]}
+    assert [n[8] for n in read] == pytest.approx([least[t] for t in ("add", "max")], abs=0.051)
+    corrected = {c["task"]: c["p_holm"] for c in found["differences"]}
+    assert [n[9] for n in read] == pytest.approx([corrected[t] for t in ("add", "max")], rel=0.06, abs=1e-4)
+    assert "p is Holm's, for 2 comparisons." in said.err and "p is Holm's, for 2 comparisons." in unescape(html)
     assert compare([str(one), f"new={two}"], out) == found and out.read_text() == html  # its own page is made again
     without = compare([str(one), str(two)])
     assert without["page"] is None and without["scores"] == [

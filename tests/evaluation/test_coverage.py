@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM, difference, score
+from distill.evaluation.statistics.pass_at_k import majority_at_k
 from distill.evaluation.statistics.resampling import Sample, of_scores, resample
 from distill.tasks.record import Record
 
@@ -38,6 +39,7 @@ class Study:
     interaction: float = 0.3  # of seeds on questions
     together: float = 0.0  # correlation of the seed effects of both arms
     macro_f1: bool = False
+    majority: bool = False  # of the samples, instead of their mean
 
     @property
     def total(self) -> float:
@@ -49,6 +51,10 @@ class Study:
     def value(self, skill: float, seed_effects: np.ndarray) -> np.ndarray:
         """The metric over all questions of students with these seed effects."""
         rest = np.sqrt(self.total**2 - self.seed**2)
+        if self.majority:  # over questions, each of which a single answer gets right with this chance
+            spread = np.sqrt(rest**2 - 1)
+            chance = stats.norm.cdf(skill + self.seed * seed_effects[..., None] + spread * NODES)
+            return stats.binom.sf(self.samples // 2, self.samples, chance) @ WEIGHTS / WEIGHTS.sum()
         right = stats.norm.cdf((skill + self.seed * seed_effects) / rest)
         if not self.macro_f1:
             return right
@@ -78,6 +84,9 @@ class Study:
                 wrong = (gold + rng.integers(1, len(SHARES), (S, Q))) % len(SHARES)
                 labels = np.where(right[0], gold, wrong)
                 students = [resample(MACRO_F1, {"gold_label": gold, "label": label}) for label in labels]
+            elif self.majority:
+                votes = right.transpose(1, 2, 0).tolist()  # [S, Q, samples]: for the right answer, or the one wrong one
+                students = [of_scores(majority_at_k(said, said, self.samples)) for said in votes]
             else:
                 students = [of_scores(scores) for scores in right.mean(axis=0)]
             arms.append((students, self.truth(skill, own)))
@@ -115,6 +124,7 @@ CELLS = {
     "3 seeds, accuracy 0.985, 1,000 questions": Study(0.985, 0.005, questions=1000, seed=0.1),
     "8 samples, 1 seed": Study(seeds=1, samples=8),
     "8 samples, 3 seeds": Study(samples=8, seed=0.1),
+    "majority of 5, 1 seed": Study(seeds=1, samples=5, majority=True),
     "seeds pull both arms alike": Study(seed=0.5, together=0.9),
     "strong seed-by-question interaction": Study(interaction=1.0),
     "questions all alike, 3 seeds": Study(difficulty=0, taste=0, interaction=0),

@@ -6,10 +6,12 @@ import random
 import re
 import threading
 import time
+from dataclasses import replace
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -18,17 +20,26 @@ from distill.evaluation import gradable
 from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.audit import SAMPLE, audit
+from distill.evaluation.evaluate import all_grades
+from distill.evaluation.generate import Output
 from distill.evaluation.grading import grade, grading_recipe, metric_columns, summarise
 from distill.evaluation.judging import JUDGEMENTS, Judges
-from distill.evaluation.questions import Asked, ask
+from distill.evaluation.questions import Asked, Prompts, ask
+from distill.evaluation.requests import requests
+from distill.evaluation.responses import read_output
 from distill.evaluation.settings import EvaluateSettings, Questions
+from distill.evaluation.statistics.pass_at_k import majority_at_k
+from distill.packing.chat import COMPACT, ChatFormat
+from distill.packing.tokenizer import train_tokenizer
 from distill.serve.judge import JudgeSettings
-from distill.tasks import checkers, get_task
+from distill.tasks import checkers, get_task, metrics
 from distill.tasks.benchmark import BENCHMARKS, load_benchmark
 from distill.tasks.benchmark_rows import model_answer
 from distill.tasks.benchmark_task import open_benchmark
 from distill.tasks.checkers import CHECKERS, QUICK
+from distill.tasks.metrics import METRICS
 from distill.tasks.problem import Problem
+from distill.tasks.second_checkers import SECOND
 
 ROWS = Path(__file__).parents[1] / "tasks" / "benchmark_rows"
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -180,6 +191,51 @@ def test_aqua():
     assert not wrong, "\n".join([f"{len(wrong)} disagreements", *wrong[:30]])
 
 
+class Student:
+    """What reading an output needs of one."""
+
+    def __init__(self):
+        tokenizer = train_tokenizer(["The answer is 1,080 apples.", "So it is (B)."] * 3, 300)
+        self.chat, self.tokenizer = ChatFormat(tokenizer, COMPACT, source="here"), tokenizer
+
+    def require_chat(self):
+        return self.chat
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "aqua"])
+def test_gold_answers_as_a_student_generates_them(name, rng):
+    """Token ids with their think block, taken apart and graded; of each question in every way that an output ends."""
+    if not (DATA / name).is_dir():
+        pytest.skip("the data set is not here")
+    task, student = get_task(name, DATA / name), Student()
+    pool = [p for split in ("train", "validation", "test") for p in task.problems(split, None, 0)]
+    problems = [pool[i] for i in rng.choice(len(pool), 100, replace=False)]
+    ways = [  # of `right` and `miss`: what is generated, why it ends, whether the answer counts
+        ("<think>{miss}</think>{right}<|end|>", "stop", True),
+        ("{right}<|end|>", "stop", True),
+        ("<think>{right}</think>{miss}<|end|>", "stop", False),
+        ("<think>{right}</think><|end|>", "stop", False),
+        ("<think>{miss}</think>{right}", "length", False),
+        ("<think>{miss} {right}<|end|>", "stop", False),
+    ]
+    settings = EvaluateSettings(questions=[{"task": name}], samples=len(ways), temperature=1)
+    prompts, asked = Prompts({p.id: [1, 2, 3] for p in problems}), [Asked(task, problems)]
+    answers = []
+    for request in requests(settings, asked, prompts):
+        gold, (form, reason, _) = request.problem.gold, ways[request.sample]
+        miss = str(rng.choice(near_misses(task.checker, gold, gold)))
+        right, miss = (str(rng.choice(in_dress(task.checker, said))) for said in (gold, miss))
+        ids = student.tokenizer(form.format(right=right, miss=miss), add_special_tokens=False)["input_ids"]
+        answers.append(read_output(student, prompts, request, Output(ids, reason, 0.1)))
+        assert answers[-1].thinking_tokens + answers[-1].answer_tokens == len(ids)
+    wrong = [
+        f"{ways[a.sample][0]}: {a.answer[:80]!r} after {a.thinking[:80]!r} for {a.gold!r} ({a.verdict})"
+        for a in grade(asked, answers)
+        if a.correct != ways[a.sample][2]
+    ]
+    assert len(answers) == 600 and not wrong, "\n".join([f"{len(wrong)} disagreements", *wrong[:30]])
+
+
 @pytest.mark.parametrize("name", BY_TEXT)
 def test_benchmarks(name):
     benchmark = load_benchmark(name).model_copy(update={"few_shot": None})
@@ -255,6 +311,51 @@ def test_hostile_answers_take_the_quick_checkers_little_time(checker):
             start = time.perf_counter()
             assert not CHECKERS[checker](gold, whole[-1_000_000:]).correct, name
             assert time.perf_counter() - start < 5, name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["squad", "labels", "record"])
+def test_hostile_answers_take_all_that_is_said_of_them_little_time(name):
+    """Metrics, intervals, the audit and votes, beside the checker."""
+    task = get_task(name) if name == "record" else open_benchmark(name, ROWS / f"{name}.jsonl")
+    problem = task.problems("test", 1, 0)[0]
+    asked = [Asked(task, [problem])]
+    for case, text in HOSTILE.items():
+        start = time.perf_counter()
+        answers = grade(asked, [replace(answer_of(problem, text), sample=i) for i in range(2)])
+        found = all_grades(asked, answers, None)[name]
+        assert time.perf_counter() - start < 2 * 5, case
+        assert all(value < 0.5 for metric, value in found["metrics"].items()), case
+        assert found["samples"]["majority_at_2"]["value"] == 0 and found["audit"]["n_answers"] == 2, case
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("metric", ["squad_f1", "rouge_l", "macro_f1"])
+def test_long_texts_take_metrics_little_time(metric):
+    long = "a b " * 250_000
+    problem = Problem("t", "p", '["a", "b"]' if metric == "macro_f1" else long, "open")
+    start = time.perf_counter()
+    values = METRICS[metric]([problem]).rows(problem, long, checkers.Verdict(False)).values()
+    assert time.perf_counter() - start < 5 and set(values) == {1.0}
+
+
+def test_rouge_is_of_the_beginning_of_both_texts(monkeypatch):
+    monkeypatch.setattr(metrics, "_ROUGE_WORDS", 20)
+    said = [" ".join(random.choices("abcdef", k=20)) for _ in range(2)]
+    problems = [Problem("t", "p", said[0] + more, "open") for more in ("", " a b." * 500)]
+    rows = [
+        METRICS["rouge_l"]([p]).rows(p, said[1] + more, checkers.Verdict(False))
+        for more in ("", " d.c")
+        for p in problems
+    ]
+    assert all(row == rows[0] for row in rows)
+
+
+def test_many_different_right_answers_take_a_majority_little_time(rng):
+    votes, start = [list(range(1024))] * 3, time.perf_counter()
+    right = [[True] * 1024, [False] * 1024, (rng.random(1024) < 0.5).tolist()]
+    assert majority_at_k(votes, right, 1024) == pytest.approx([1, 0, np.mean(right[2])])
+    assert time.perf_counter() - start < 5
 
 
 def test_hostile_answers_are_wrong_and_cost_no_other_its_grade(rng, tmp_path):
@@ -346,6 +447,30 @@ def test_every_benchmark_has_a_second_checker_that_takes_gold_answers(name):
     assert found["n_disagree"] == 0, found["examples"]
 
 
+def test_every_checker_has_a_second_one():
+    assert SECOND.keys() == CHECKERS.keys()
+
+
+def test_rules_are_read_a_second_time(rng):
+    """What nobody but the rule book knows is counted and not guessed."""
+    task = open_benchmark("ifeval", ROWS / "ifeval.jsonl")
+    problems = task.problems("test", None, 0)
+    texts = ["No comma and no capital", "one, two", "* one\n* two\n* three", "The ladle and the steam.", "The bread."]
+    answers = [answer_of(p, text) for p, text in zip(problems, [*texts, *["Well."] * 5], strict=True)]
+    followed = [True, False, True, True, False, False, True, None, False, False]  # the eighth asks for a language
+    graded = [replace(a, correct=follows is True) for a, follows in zip(answers, followed, strict=True)]
+    found = audit(Asked(task, problems), graded)
+    assert (found["second_checker"], found["n_answers"], found["n_skipped"]) == ("plain rules", 9, 1)
+    assert found["n_disagree"] == 0, found["examples"]
+    place = int(rng.choice([i for i, follows in enumerate(followed) if follows is not None]))
+    graded[place] = replace(graded[place], correct=not followed[place])
+    found = audit(Asked(task, problems), graded)
+    assert [e["problem_id"] for e in found["examples"]] == [problems[place].id] and found["n_disagree"] == 1
+    assert found["only_first_right"] == (not followed[place]) != found["only_second_right"]
+    unknown = audit(Asked(task, problems), graded[7:8])
+    assert (unknown["n_answers"], unknown["n_skipped"], unknown["disagreement"]) == (0, 1, None)
+
+
 # judges
 
 
@@ -409,6 +534,9 @@ def test_judges_grade_by_majority_and_their_agreement_is_reported(bench, tmp_pat
     assert graded[2].verdict == "judges: incorrect, correct" and graded[2].scores == {"judge 1": 0.0, "judge 2": 1.0}
     grades = summarise(asked, graded, None, judges)["code-summarization-c"]
     assert grades["metrics"]["accuracy"] == 0.4 and 0 < grades["metrics"]["rouge_l"] < 1
+    assert grades["audit"] is None and "how far the judges agree" in grades["grading"]["not_audited"]
+    single = summarise(asked, graded, None, replace(judges, settings=judges.settings[:1]))["code-summarization-c"]
+    assert single["grading"]["not_audited"] == "a single judge graded it; name two or three"
     agreement = grades["grading"]["agreement"]
     assert agreement["judged"] == 9 and agreement["unanimous"] == pytest.approx(4 / 9)
     assert agreement["by_judge"] == {
@@ -469,12 +597,11 @@ def test_grades_depend_on_who_grades():
 
 def test_any_text_is_audited(rng):
     """The second checkers are total too."""
-    from distill.tasks.second_checkers import SECOND
-
+    rules = {"instruction_id_list": ["keywords:existence", "startend:quotation"], "kwargs": [{"keywords": ["a"]}, {}]}
     pieces = ["\\boxed{", "}", "1", "B", ",", "a", " ", "\n", "\\frac", "{", "\u0301", "\ud800", "e9", "[", "]", '"']
     for _ in range(30):
         text = "".join(random.choices(pieces, k=30))
         for checker, (_, second) in SECOND.items():
-            gold = {"choice": "B", "labels": '["a"]', "squad": '["a"]'}.get(checker, "31")
+            gold = {"choice": "B", "labels": '["a"]', "squad": '["a"]', "ifeval": json.dumps(rules)}.get(checker, "31")
             if second is not None:
                 second(gold, text), second(gold, text * 1000)

@@ -344,7 +344,7 @@ def test_bad_input(null_students, tiny_student, tmp_path):
 def test_the_command_line_names_students_servers_and_prices(tmp_path, monkeypatch):
     price = {"hardware": "cpu-2core", "answers_per_month": 10, "fixed_usd": "3,4"}
     a, b = entrants(
-        (f"x={tmp_path}", str(tmp_path)), ["http://h/v1#m", "http://h/v1#n"], "KEY", threads=None, price=price
+        (f"x={tmp_path}", str(tmp_path)), ["http://h/v1#m", "http://h/v1#n"], "KEY", ours=Serving(), price=price
     )
     assert (a.name, a.folder, b.name) == ("x", tmp_path, tmp_path.name)
     assert (a.price.fixed_usd, b.price.fixed_usd) == (3, 4) and isinstance(a.price, PriceSettings)
@@ -363,7 +363,7 @@ def test_the_command_line_names_students_servers_and_prices(tmp_path, monkeypatc
         ([], "x", "fixed_usd"),
     ):
         with pytest.raises(InputError, match=match):
-            entrants(("x=a", "b"), endpoints, "KEY", threads=None, price=price | {"fixed_usd": fixed})
+            entrants(("x=a", "b"), endpoints, "KEY", ours=Serving(), price=price | {"fixed_usd": fixed})
 
 
 # ---------------------------------------------------------------------------------------------- the real server

@@ -3,22 +3,30 @@
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
+import sys
 import threading
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distill import cli
 from distill.artifact import read_json
 from distill.errors import InputError
 from distill.evaluation.answer_file import read_answers
 from distill.evaluation.endpoint import ModelSettings
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.server import Serving
+from distill.evaluation.serving import compare as compare_module
+from distill.evaluation.serving import profile as profile_module
+from distill.evaluation.serving.compare import CompareSettings, compare_students
+from distill.evaluation.serving.flags import entrants
 from distill.evaluation.serving.pricing import PriceSettings, paid_modes, price_of
 from distill.evaluation.serving.profile import StudentProfileSettings, profile_student
 from distill.evaluation.serving.table import show_profile
@@ -26,6 +34,7 @@ from distill.evaluation.settings import EvaluateSettings
 from distill.evaluation.subject import load_subject
 from distill.flops import hardware
 from distill.process import distill_command
+from distill.serve import server as server_module
 from distill.serve.load.shapes import Replay
 from distill.serve.objective import Objective
 from distill.settings import validate
@@ -109,7 +118,8 @@ def test_a_search_finds_most(trained_server, trained_student, tmp_path):
 
 
 class Fake:
-    """As much of vLLM as a profile needs; `how(n)` says what becomes of the n-th request: "answer", "drop" or "hang"."""
+    """As much of vLLM as a profile needs; `how(n)` says what becomes of the n-th request: "answer", "drop", "hang" or
+    "quote", an error with the key in it."""
 
     def __init__(self, how):
         self.asked, self.lock, self.over = 0, threading.Lock(), threading.Event()
@@ -137,6 +147,9 @@ class Fake:
                 with fake.lock:
                     number, fake.asked = fake.asked, fake.asked + 1
                 what = how(number)
+                if what == "quote":
+                    self.say(500, {"error": {"message": f"you said {self.headers['Authorization']}"}})
+                    return
                 if what == "hang":
                     fake.over.wait(60)
                 if what != "answer":
@@ -176,7 +189,17 @@ def fake():
         one.close()
 
 
-def test_an_endpoint_that_drops_connections_is_a_profile_with_failures(fake, tiny_student, tmp_path, capsys):
+@pytest.fixture
+def running(monkeypatch, tmp_path):
+    """The processes that the test has started and that run; at its end there are none."""
+    monkeypatch.setenv("DISTILL_TEST_MARK", str(tmp_path))
+    # Python's tracker of shared memory stays with the process that first needed it.
+    found = lambda: [one for one in _marked({"DISTILL_TEST_MARK": str(tmp_path)}) if "resource_tracker" not in one[1]]  # noqa: E731
+    yield found
+    assert found() == []
+
+
+def test_an_endpoint_that_drops_connections_is_a_profile_with_failures(fake, tiny_student, tmp_path, capsys, running):
     server = fake(lambda number: "drop" if number % 10 == 5 else "answer")
     load = settings(requests=40, rates=(40,))
     made = profile_student(load, tiny_student, tmp_path / "p", remote=server.remote)
@@ -207,7 +230,7 @@ def test_nothing_answered_is_an_error_and_nothing_is_kept(fake, tiny_student, tm
     assert (level["completed"], level["failed"]) == (1, 11)
 
 
-def test_a_hung_server_ends_a_load_within_its_silence_and_not_the_profile(fake, tiny_student, tmp_path):
+def test_a_hung_server_ends_a_load_within_its_silence_and_not_the_profile(fake, tiny_student, tmp_path, running):
     """It still answers what it is called, so it is not gone."""
     server = fake(lambda number: "answer" if number < 8 else "hang")
     load = settings(concurrencies=(2, 3), timeout_s=1.0)
@@ -238,7 +261,7 @@ def test_a_server_that_goes_leaves_what_was_measured_beside(fake, tiny_student, 
     assert len(levels_of(made)) == 3 and not (tmp_path / "p.unfinished.json").exists()
 
 
-def test_a_slow_client_shows(fake, tiny_student, tmp_path):
+def test_a_slow_client_shows(fake, tiny_student, tmp_path, running):
     """Arrivals that one process cannot keep up with are late, and said to be."""
     server = fake(lambda number: "answer")
     made = profile_student(
@@ -246,6 +269,179 @@ def test_a_slow_client_shows(fake, tiny_student, tmp_path):
     )
     (level,) = levels_of(made)
     assert level["completed"] == 200 and level["measured"]["late_s"]["p50"] > 0.01
+
+
+def holding(key, folder, *, but=()):
+    """The files in a folder that hold the key."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in but]
+    assert files
+    return [file.name for file in files if key.encode() in file.read_bytes()]
+
+
+def test_a_key_from_the_environment_is_in_nothing_that_is_written(fake, tiny_student, tmp_path, monkeypatch, capsys):
+    """Not even when the server quotes it."""
+    key = secrets.token_hex(16)
+    monkeypatch.setenv("DISTILL_TEST_KEY", key)
+    server = fake(lambda number: "quote" if number % 5 == 4 else "answer")
+    remote = server.remote.model_copy(update={"api_key_env": "DISTILL_TEST_KEY"})
+    made = profile_student(settings(), tiny_student, tmp_path / "p", remote=remote)
+    (level,) = levels_of(made)
+    assert level["failed"] and all("you said Bearer ***" in error for error in level["errors"])
+    values = {"questions": [{"task": "max"}], "concurrencies": [2], "rounds": 2, "requests": 6, "max_tokens": 48}
+    two = entrants(
+        [f"{name}={tiny_student}" for name in "ab"],
+        [f"{remote.url}#m"] * 2,
+        remote.api_key_env,
+        ours=Serving(),
+        price=None,
+    )
+    compared = compare_students(validate(CompareSettings, values, source="test"), *two, tmp_path / "c")
+    assert "you said Bearer ***" in (compared.path / "compare.json").read_text()
+    show_profile(made.path)
+    assert holding(key, tmp_path) == [] and key not in "".join(capsys.readouterr())
+
+
+# ---------------------------------------------------------------------------------------------- servers started here
+
+STAND_IN = r"""
+import http.server, json, os, sys
+key, last, asked = os.environ["VLLM_API_KEY"], int(sys.argv[2]), []
+class Handler(http.server.BaseHTTPRequestHandler):
+    def say(self, text, kind):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def do_GET(self):
+        self.say(json.dumps({"data": [{"id": "student"}]}), "application/json")
+    def do_POST(self):
+        assert self.headers["Authorization"] == "Bearer " + key
+        self.rfile.read(int(self.headers["Content-Length"]))
+        asked.append(1)
+        if len(asked) == last:
+            print("ValueError: the key is " + key, flush=True)
+            os._exit(3)
+        choice = {"index": 0, "text": "A", "token_ids": [9, 3], "finish_reason": "stop"}
+        self.say("data: " + json.dumps({"choices": [choice]}) + "\n\ndata: [DONE]\n\n", "text/event-stream")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Puts a stand-in in vLLM's place, which dies at its n-th request. Returns the settings that it is started with,
+    and the keys that are drawn."""
+    started, keys, draw = [], [], secrets.token_hex
+
+    def use(last=0):
+        def command(model, name, port, settings):
+            started.append(settings)
+            return [sys.executable, "-c", STAND_IN, str(port), str(last)]
+
+        monkeypatch.setattr(server_module, "vllm_command", command)
+        monkeypatch.setattr(server_module, "require_vllm", lambda: None)
+        monkeypatch.setattr(server_module.secrets, "token_hex", lambda n: keys.append(draw(n)) or keys[-1])
+        for module in (profile_module, compare_module):  # zeus takes seconds to start
+            monkeypatch.setattr(module, "EnergyMeter", nullcontext)
+        return started, keys
+
+    return use
+
+
+def test_a_server_started_here_gets_its_arguments_and_keeps_its_key(
+    stand_in, tiny_student, tmp_path, running, monkeypatch, capsys
+):
+    started, keys = stand_in()
+    put, seen = profile_module.put_under_load, []
+    monkeypatch.setattr(profile_module, "put_under_load", lambda *a, **k: seen.extend(running()) or put(*a, **k))
+    given = ("--max-num-seqs", str(random.randrange(2, 99)))
+    made = profile_student(settings(), tiny_student, tmp_path / "p", Serving(arguments=given))
+    result = read_json(made.path / "profile.json")
+    assert started[0].arguments[-2:] == given and result["arguments"] == made.recipe["arguments"] == list(given)
+    assert 0 < result["measured"]["server_start_s"] < result["measured"]["seconds"]
+    assert " ".join(given) in (made.path / "profile.html").read_text()
+    with pytest.raises(InputError, match=r"with other settings \(arguments\.0 --max-num-seqs -> \(none\)"):
+        profile_student(settings(), tiny_student, tmp_path / "p")
+    again = profile_student(settings(), tiny_student, tmp_path / "p", Serving(arguments=given))
+    assert len(seen) >= 2  # the keeper and the server
+    assert len(started) == 1 and again.key == made.key  # found, not measured again
+    assert len(keys) == 1 and holding(keys[0], tmp_path) == [] and keys[0] not in "".join(capsys.readouterr())
+
+
+def test_a_profile_has_the_key_it_had_before_there_were_arguments():
+    assert Serving().of_recipe == {} == Serving(lambda: None, arguments=("--max-num-seqs", "4")).of_recipe
+
+
+def test_a_server_that_says_its_key_when_it_dies_says_it_in_its_log_alone(stand_in, tiny_student, tmp_path, running):
+    _, keys = stand_in(last=20)
+    with pytest.raises(InputError, match="the server was gone") as caught:
+        profile_student(settings(concurrencies=(2, 3)), tiny_student, tmp_path / "p")
+    assert (tmp_path / "p.unfinished.json").exists() and keys[0] in (tmp_path / "p.server.log").read_text()
+    assert keys[0] not in str(caught.value) and holding(keys[0], tmp_path, but=("p.server.log",)) == []
+
+
+@pytest.mark.parametrize("command", ["profile", "compare"])
+def test_what_follows_two_dashes_is_vllms(command, monkeypatch, tmp_path):
+    got = []
+    monkeypatch.setattr(profile_module, "profile_student", lambda *given, **_: got.append(given[3].arguments))
+    monkeypatch.setattr(
+        compare_module, "compare_students", lambda _, *given: got.extend(who.serving.arguments for who in given[:2])
+    )
+    students = [str(tmp_path)] if command == "profile" else [f"a={tmp_path}", f"b={tmp_path}"]
+    said = ["serve", command, *students, "--tasks", "max", "--out", str(tmp_path / "o")]
+
+    def run(*more):
+        with pytest.raises((InputError, cli.UsageError)) as caught:
+            cli.app([*said, *more], standalone_mode=False)
+        return str(getattr(caught.value, "message", caught.value))
+
+    with pytest.raises((AttributeError, TypeError)):  # of a result that is none
+        cli.app([*said, "--", "--tensor-parallel-size", "2"], standalone_mode=False)
+    assert got and set(got) == {("--tensor-parallel-size", "2")}
+    for wrong in ("--host=0.0.0.0", "--port", "--api-key", "--trust-remote-code"):
+        assert f"{wrong.split('=')[0]} is set by distill or not allowed" in run("--", "--max-num-seqs", "4", wrong, "x")
+    assert "No such option" in run("--requets", "4") and "unexpected extra argument (again)" in run("again")
+    there = (
+        ["--endpoint", "http://h/v1", "--model", "m"] if command == "profile" else ["--endpoint", "http://h/v1#m"] * 2
+    )
+    assert run(*there, "--", "--max-num-seqs", "4").startswith("-- --max-num-seqs 4: not with --endpoint")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.long
+def test_a_profile_adds_at_most_a_minute_to_the_servers_own_start(trained_student, tmp_path):
+    """The whole command, with the loads that it takes by default."""
+    command = distill_command("serve", "profile", str(trained_student), "--tasks", "max", "--out", str(tmp_path / "p"))
+    began_s = time.monotonic()
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONSAFEPATH": "1"}, timeout=600)
+    took_s = time.monotonic() - began_s
+    measured = read_json(tmp_path / "p" / "profile.json")["measured"]
+    print(f"{took_s:.1f} s, of them {measured['server_start_s']:.1f} s the server's start")
+    assert measured["server_start_s"] < measured["seconds"] < took_s <= measured["server_start_s"] + 60
+
+
+@pytest.mark.long
+def test_two_real_servers_get_the_arguments(trained_student, tmp_path, monkeypatch, running):
+    drawn, draw, seen = [], secrets.token_hex, []
+    monkeypatch.setattr(server_module.secrets, "token_hex", lambda n: drawn.append(draw(n)) or drawn[-1])
+    in_turns = compare_module.measure_in_turns
+
+    def looking(*given):
+        seen.extend(name for _, name in running() if "api_server" in name)
+        yield from in_turns(*given)
+
+    monkeypatch.setattr(compare_module, "measure_in_turns", looking)
+    ours = Serving(threads=1, arguments=("--max-num-seqs", "4"))
+    two = entrants([f"{name}={trained_student}" for name in "ab"], [], "KEY", ours=ours, price=None)
+    values = {"questions": [{"task": "max"}], "concurrencies": [8], "rounds": 2, "requests": 8, "max_tokens": 48}
+    made = compare_students(validate(CompareSettings, values, source="test"), *two, tmp_path / "c")
+    assert len(seen) >= 4 and all("--max-num-seqs\x004\x00" in name for name in seen if "keeper" not in name)
+    assert [c["arguments"] for c in read_json(made.path / "compare.json")["contenders"]] == [
+        ["--max-num-seqs", "4"]
+    ] * 2
+    assert [student["arguments"] for student in made.recipe["students"]] == [["--max-num-seqs", "4"]] * 2
+    assert len(drawn) == 2 and not any(holding(key, tmp_path) for key in drawn)
 
 
 @pytest.mark.long

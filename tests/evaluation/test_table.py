@@ -120,8 +120,23 @@ def test_the_table_says_what_the_grades_say_in_100_columns(rng, tmp_path, capsys
         assert f" {name} " in said.out
     for name in ("if finished", "if it thought", "if it did not"):
         assert f" {name} " in said.out
+    for kind in ("right", "wrong"):
+        (row, other) = (re.findall(r"\d[\d,.]*", line) for line in lines if f" if {kind} " in line)
+        means = [found["tokens_by_grade"][kind][part] for part in ("thinking", "answer")]
+        assert row == other and [float(n.replace(",", "")) for n in row] == pytest.approx(means, abs=0.51)
     disagreed = found["audit"]["n_disagree"]
     assert ("a second checker" in said.err) == bool(disagreed)
+
+
+def test_it_is_said_where_nobody_checked_the_grades(rng, tmp_path, capsys):
+    asked = asked_of(rng, "add", 5)
+    grades = summarise([asked], answered(rng, asked), None)["add"]
+    nobody = grades | {"audit": None, "grading": grades["grading"] | {"not_audited": "a single judge"}}
+    no_word = grades | {"audit": grades["audit"] | {"n_answers": 0, "second_checker": "plain rules"}}
+    show_grades(tmp_path, {"one": nobody, "two": no_word})
+    said = capsys.readouterr().err
+    assert "one: no second checker looked at its grades (a single judge)" in said
+    assert "two: the second checker (plain rules) has no word on any of its answers" in said
 
 
 def test_what_lm_eval_says_is_shown_with_its_standard_errors(capsys, tmp_path):

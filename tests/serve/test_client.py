@@ -110,6 +110,14 @@ def test_a_hung_server_does_not_hang_the_client(stream):
     assert result.finish_reason == "error" and "ReadTimeout" in result.error
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_whole_answer_may_be_silent_for_as_long_as_its_tokens_take(stream, monkeypatch):
+    """A long answer that does not come in parts is no hung server."""
+    monkeypatch.setattr(client, "SILENCE_S", 0.3)
+    (result,), _ = ask(lambda n, body: [STREAM, 0.9] if stream else [0.9, whole([3])], stream=stream, retries=0)
+    assert (result.error is None) == (not stream)
+
+
 def test_a_server_that_does_not_even_read_the_request_does_not_hang_the_client():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hung = Endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "m")

@@ -89,7 +89,11 @@ def wait_until(condition, seconds):
 def test_ready_and_gone(student, stand_in, tmp_path):
     stand_in("serve")
     with Server(student, ServerSettings(), tmp_path / "logs" / "server.log") as running:
-        assert running.endpoint.model == "student" and running.endpoint.base_url.startswith("http://127.0.0.1:")
+        assert (
+            running.start_s > 0
+            and running.endpoint.model == "student"
+            and running.endpoint.base_url.startswith("http://127.0.0.1:")
+        )
         assert len(processes_with(tmp_path)) >= 4  # keeper, server, two orphans
         assert not [pid for pid in processes_with(running.endpoint.api_key) if key_in_arguments(pid, running)]
     assert processes_with(tmp_path) == []
@@ -259,6 +263,23 @@ def test_command_and_environment(monkeypatch, student, cpu):
     assert ("--kv-cache-memory-bytes" in command) is not cpu
     assert ("--no-enable-chunked-prefill" in command) is cpu
     assert json.dumps(settings.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("host", "here"), [(None, True), ("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)]
+)
+def test_only_this_machine_reaches_it_unless_it_is_told_otherwise(monkeypatch, student, host, here):
+    """What its processes listen on between themselves too, unless the environment says where."""
+    names = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    settings = ServerSettings() if host is None else ServerSettings(host=host)
+    command = server.vllm_command(str(student), "student", 1234, settings)
+    assert command[command.index("--host") + 1] == (host or "127.0.0.1") and command.count("--host") == 1
+    env = server.server_environment(settings, "sk-secret", offline=True)
+    assert [env.get(name) for name in names] == (["127.0.0.1", "lo", "lo"] if here else [None] * 3)
+    monkeypatch.setenv("VLLM_HOST_IP", "10.1.2.3")
+    assert server.server_environment(settings, "sk-secret", offline=True)["VLLM_HOST_IP"] == "10.1.2.3"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The real vLLM server: token ids, determinism, keys, the profile's counts. One server for the whole test session."""
 
 import asyncio
+import ipaddress
 import json
 import os
 import random
@@ -130,6 +131,21 @@ def test_the_key_is_needed_and_nowhere_to_be_seen(vllm_server):
             assert key not in arguments.read_bytes()
         except OSError:
             continue
+
+
+def test_nothing_of_it_listens_elsewhere_than_on_loopback(vllm_server):
+    """Its engine and whatever its processes open to find each other included."""
+    import psutil
+
+    keeper = psutil.Process(vllm_server._keeper.pid)
+    found = [
+        connection.laddr
+        for process in [keeper, *keeper.children(recursive=True)]
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert any(f":{address.port}/" in vllm_server.endpoint.base_url for address in found)
+    assert {ipaddress.ip_address(address.ip).is_loopback for address in found} == {True}, found
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -14,10 +14,10 @@ from distill.evaluation.answer_file import write_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.grading import summarise
 from distill.evaluation.questions import Asked, ask
-from distill.evaluation.statistics.significance import holm
 from distill.flops import ModelShape
 from distill.settings import validate
 from distill.study.analysis.analyse import _domains
+from distill.study.analysis.family import weighted_holm
 from distill.study.cells import cells
 from distill.study.outcomes import MemberOutcome
 from distill.study.results import build_results
@@ -140,10 +140,11 @@ def unmeasured(value):
     return [unmeasured(v) for v in value] if isinstance(value, list) else value
 
 
-def test_every_list_of_a_whole_study(tmp_path, rng):
+def test_every_list_of_a_whole_study(tmp_path, rng, undocumented):
     settings = preset()
     outcomes, once = made_up(settings, tmp_path, rng)
     results = analysed(settings, outcomes, once)
+    assert not undocumented(results)
     found, cell_ids = results["analysis"], [cell["id"] for cell in results["cells"]]
 
     views = {(f["task"], f["cost"]): f for f in found["frontier"]}
@@ -239,7 +240,12 @@ def test_every_list_of_a_whole_study(tmp_path, rng):
         assert entry["difference_points"]["value"] == pytest.approx(one["value"] - other["value"])
         assert entry["n_seeds"] == 1 and "these trained students" in entry["sentence"]
     p_values = [e["p_value"] for e in found["interactions"]]
-    assert [e["p_holm"] for e in found["interactions"]] == pytest.approx(holm(p_values))
+    everything = [c["p_value"] for c in results["contrasts"]] + p_values
+    weights = [1 / 6 if c["primary"] else 0 for c in results["contrasts"]]  # verdicts and interactions, of accuracy
+    weights += [1 / 6 if e["metric"] == "accuracy" else 0 for e in found["interactions"]]
+    weights = [weight or 1 / weights.count(0) for weight in weights]
+    corrected = [e["p_holm"] for e in (*results["contrasts"], *found["interactions"])]
+    assert corrected == pytest.approx(weighted_holm(everything, weights))
 
 
 def test_nothing_depends_on_a_clock_but_what_is_measured(tmp_path, rng):
@@ -386,13 +392,13 @@ def test_pays_needs_what_holms_correction_leaves(tmp_path, rng, monkeypatch):
     results = analysed(settings, outcomes, {})
     assert {c["verdict"] for c in results["contrasts"]} == {"pays"}
     assert all("Holm" not in c["sentence"] for c in results["contrasts"])
-    monkeypatch.setattr("distill.study.results.holm", lambda p_values: [0.2] * len(p_values))
+    monkeypatch.setattr("distill.study.analysis.family.weighted_holm", lambda p_values, _: [0.2] * len(p_values))
     results = analysed(settings, outcomes, {})
     assert (
         {c["verdict"] for c in results["contrasts"]} == {"cannot tell"} == {v["verdict"] for v in results["verdicts"]}
     )
     assert all(
-        "after Holm's correction for all that was tested p is 0.200" in c["sentence"] for c in results["contrasts"]
+        "after Holm's correction for all that was declared p is 0.200" in c["sentence"] for c in results["contrasts"]
     )
 
 

@@ -261,12 +261,13 @@ def test_what_ray_began_and_lost_slurm_ends_elsewhere(tmp_path, elsewhere, slurm
     assert len(found["cells"]) == 2 and not found["failures"] and "On max" in "".join(logs)
     assert there.items() <= manifests(stored).items(), "finished work was done again"
 
-    # What a stage does not need did not come to its machine: no pairs to whom asks, no weights to whom collects.
+    # What a stage does not need did not come to its machine: no pairs to whom asks, no weights to whom collects, who compares
+    # the questions of the pairs with those asked.
     outlines = [".outlines/students", ".outlines/traces"]
     for left in (left for job in asked for left in job["left"].values()):
         assert shape_of(left) == [*outlines, "evaluations", "profiles", "students"]
     expected = [f".outlines/{kind}" for kind in ("evaluations", "profiles", "students") for _ in range(2)]
-    assert shape_of(ended["left"]["none"]) == [*expected, ".outlines/traces"]
+    assert shape_of(ended["left"]["none"]) == [*expected, ".outlines/traces", "traces"]
     assert not list(by_slurm.rglob("*.safetensors")) and list(by_slurm.rglob("tokenizer.json"))
 
 
@@ -589,51 +590,63 @@ def test_a_launch_that_cannot_be_is_one_line(tmp_path, flags, said):
     assert isinstance(run.exception, InputError) and said in str(run.exception) and "\n" not in str(run.exception)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_killed_twenty_times_the_study_ends_the_same_and_repeats_nothing_finished(tmp_path, elsewhere):
-    """Any of its processes: the launcher, Ray's own, stages, trainings, servers and their keepers."""
-    preset, out = tmp_path / "mini.yaml", tmp_path / "killed"
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, elsewhere) -> tuple[Path, Path, float]:
+    """A study of six students, where it was run without a fault, and how many seconds that took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     arms = [*MINI["arms"], {"arm": "mixed:0.5"}]
     students = [MINI["students"][0] | {"seeds": [0, 1]}]
-    preset.write_text(yaml.safe_dump(MINI | {"arms": arms, "students": students}))
-    finish(distill(elsewhere, "study", "run", preset, "--out", tmp_path / "whole"))
-    launch = ("study", "launch", preset, "--out", out, "--on", "ray", "--cpus", 1)
+    (folder / "mini.yaml").write_text(yaml.safe_dump(MINI | {"arms": arms, "students": students}))
+    began = time.monotonic()
+    finish(distill(elsewhere, "study", "run", folder / "mini.yaml", "--out", folder / "whole"))
+    return folder / "mini.yaml", folder / "whole", time.monotonic() - began
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("command", [("run",), ("launch", "--on", "ray", "--cpus", 1)], ids=["run", "ray"])
+def test_killed_twenty_times_the_study_ends_the_same_and_repeats_nothing_finished(
+    tmp_path, elsewhere, undisturbed, command
+):
+    """Any of its processes: the first one, Ray's own, stages, trainings, servers and their keepers."""
+    (preset, whole, seconds), out, times = undisturbed, tmp_path / "killed", 20
+    again = ("study", command[0], preset, "--out", out, *command[1:])
     seed = random.randrange(2**32)
     print(f"random.Random({seed})")
-    draw, finished, killed = random.Random(seed), {}, []
-    while len(killed) < 20:
-        run = distill(elsewhere, *launch)
+    draw, finished, killed, in_all = random.Random(seed), {}, [], len(manifests(whole))
+    while len(killed) < times:
+        run = distill(elsewhere, *again)
         while run.poll() is None:
-            time.sleep(draw.uniform(0.2, 4))
-            there = of_kinds(run.pid, out)
-            if "study stage" in there and len(killed) < 20:
-                kind = draw.choice(sorted(there))
+            # Without a pause where more of the study than of the kills is over, so that it never ends before them.
+            there = len(manifests(out))
+            ahead = there and times * there > (len(killed) - 3) * in_all
+            time.sleep(0.05 if ahead else draw.uniform(0.2, seconds / 8))
+            kinds = of_kinds(run.pid, out)
+            if kinds.keys() & {"study stage", "distill train", "vllm.entrypoints"} and len(killed) < times:
+                kind = draw.choice(sorted(kinds))
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    draw.choice(there[kind]).kill()
+                    draw.choice(kinds[kind]).kill()
                     killed.append(kind)
         _, errors = run.communicate()
         wait_for(lambda: not processes_about(out))
         print(run.returncode, len(killed), errors[-300:])
         assert finished.items() <= manifests(out).items(), f"finished work was done again ({killed})"
         finished = manifests(out)
-        if run.returncode == 0 and not json.loads((out / "results.json").read_text())["failures"]:
-            break
-    assert len(killed) >= 10, "the study was over too soon"
-    finish(distill(elsewhere, *launch))
+        assert run.returncode != 0 or len(killed) == times, f"the study was over too soon ({killed})"
+    finish(distill(elsewhere, *again))
     assert finished.items() <= manifests(out).items()
-    assert results(out) == results(tmp_path / "whole"), killed
-    weights = [sorted(folder.glob("students/*/model.safetensors")) for folder in (out, tmp_path / "whole")]
+    assert results(out) == results(whole), killed
+    weights = [sorted(folder.glob("students/*/model.safetensors")) for folder in (out, whole)]
     assert [w.read_bytes() for w in weights[0]] == [w.read_bytes() for w in weights[1]], killed
 
 
-def of_kinds(launcher: int, out: Path) -> dict[str, list[psutil.Process]]:
-    """The processes of a launch, by what they do."""
-    marks = ("study launch", "study stage", "distill train", "serve.keeper", "vllm.entrypoints", "ray::")
+def of_kinds(first: int, out: Path) -> dict[str, list[psutil.Process]]:
+    """The processes of a study, by what they do."""
+    marks = ("study run", "study launch", "study stage", "distill train", "serve.keeper", "vllm.entrypoints", "ray::")
     found: dict[str, list[psutil.Process]] = {}
     with contextlib.suppress(psutil.NoSuchProcess):
-        below = psutil.Process(launcher).children(recursive=True)
+        below = psutil.Process(first).children(recursive=True)
         for process in {*below, *map(psutil.Process, processes_about(out))}:
             command = " ".join(process.cmdline())
-            found.setdefault(next((mark for mark in marks if mark in command), "of Ray"), []).append(process)
+            found.setdefault(next((mark for mark in marks if mark in command), "another"), []).append(process)
     return found

@@ -3,10 +3,12 @@
 The results are made up here; the students, numbers and answers in them never existed.
 """
 
+import base64
 import copy
 import csv
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -15,7 +17,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from distill.cli import app
@@ -735,6 +739,49 @@ def test_all_text_is_readable_in_both_themes(browser, scheme):
     worst, paper = browser.execute_script(CONTRASTS)
     assert "text" in worst and min(worst.values()) >= 4.5, worst
     assert (paper < 0.1) == (scheme == "dark")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Where screenshots go: the folder that DISTILL_SCREENSHOTS names, to look at them, which are then of whole pages."""
+    folder = Path(os.environ.get("DISTILL_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_screenshots_show_a_page_in_the_theme_that_is_preferred(browser, pictures, width):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        show(browser, width, scheme)
+        height = browser.execute_script("return document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": width, "height": height if "DISTILL_SCREENSHOTS" in os.environ else 800}
+        how = {"format": "png", "clip": clip | {"scale": 1}, "captureBeyondViewport": True}
+        taken = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", how)["data"])
+        (pictures / f"report-{width}-{scheme}.png").write_bytes(taken)
+        with Image.open(io.BytesIO(taken)) as image:
+            assert image.size == (width, clip["height"])
+            grey = np.asarray(image.convert("L")) / 255
+        brightness[scheme] = np.median(grey)  # of the paper
+        # Words and lines stand on it, as many in one theme as in the other.
+        assert 0.02 < np.mean(np.abs(grey - brightness[scheme]) > 0.25) < 0.5
+    assert brightness["dark"] < 0.2 and brightness["light"] > 0.9
+
+
+def test_paper_holds_what_the_screen_folds(browser, pictures):
+    """Tables that are folded, and the settings; rows and panels are not cut in two."""
+    folded = """return [...document.querySelectorAll('details.fold > :not(summary), details.code > :not(summary)')]
+        .map(e => e.checkVisibility())"""
+    show(browser)
+    on_screen = browser.execute_script(folded)
+    show(browser, media="print")
+    assert on_screen and not any(on_screen) and all(browser.execute_script(folded))
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})
+    pdf = base64.b64decode(printed["data"])
+    (pictures / "report.pdf").write_bytes(pdf)
+    assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) > 5
+    whole = "return [...document.querySelectorAll('tbody tr, .panel')].map(e => getComputedStyle(e).breakInside)"
+    assert set(browser.execute_script(whole)) == {"avoid"}
 
 
 def test_paper_is_light_whatever_the_screen_prefers(browser):

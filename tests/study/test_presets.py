@@ -14,9 +14,11 @@ from distill.cli import app
 from distill.errors import InputError
 from distill.evaluation.serving.profile import StudentProfileSettings
 from distill.flops import hardware
+from distill.report.blocks import Table
 from distill.settings import load, validate
 from distill.study.cells import cells
 from distill.study.outcomes import MemberOutcome
+from distill.study.page.beside import beside
 from distill.study.plan.plan import plan
 from distill.study.published import NAMES, Published, published
 from distill.study.settings import StudySettings
@@ -282,6 +284,51 @@ def test_refuels_figures_show_a_base_that_lost_what_it_could():
     assert (f1.metric, f1.base, f1.ift, f1.reasoning, f1.difference_points) == ("macro_f1", 9.6, 8.2, None, None)
     assert (rouge.metric, rouge.base, rouge.ift, rouge.reasoning) == ("rouge_l", 20.5, 30.0, 77.0)
     assert {claim.value for claim in published("reason-or-not").claims} == {4.9, 6.7}
+
+
+def test_refuels_figures_stand_beside_a_reproduction_by_its_preset(rng):
+    settings = preset("reason-or-not")
+    score = lambda: {"value": float(rng.random()), "low": 0.0, "high": 1.0}  # noqa: E731
+    tasks = [
+        {"name": row.task, "answer_format": row.data.answer_format, "metrics": ["accuracy", row.metric]}
+        | {"metric": row.metric}
+        for row in settings.tasks
+    ]
+    scored = lambda: {t["name"]: {"metrics": {name: score() for name in t["metrics"]}} for t in tasks}  # noqa: E731
+    found = [
+        {"id": cell.id, "arm": cell.arm.arm, "size": cell.size.name, "match": "samples", "tasks": scored()}
+        for cell in cells(settings)
+    ]
+    results = {"preset": settings.model_dump(mode="json"), "tasks": tasks, "cells": found, "confidence": 0.95}
+    results["teacher"] = {"sets": [{"name": row.name} for row in settings.trace_rows]}
+    blocks = beside(results)
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    rows = [row for group in table.groups for row in group.rows]
+    here = {rows[i - 1][0].text: row for i, row in enumerate(rows) if row[0].text == "this study"}
+    assert set(here) == {"classification, macro_f1", "extraction, rouge_l"}
+    cell = {one["id"]: one["tasks"] for one in found}
+    for suite, names, metric in (
+        ("classification, macro_f1", ["classification"], "macro_f1"),
+        ("extraction, rouge_l", ["extraction-1", "extraction-2"], "rouge_l"),
+    ):
+        means = [
+            100 * sum(cell[f"reasoning_base-{arm}"][n]["metrics"][metric]["value"] for n in names) / len(names)
+            for arm in ("ft_nr", "ft_r")
+        ]
+        assert here[suite][1].text == f"{means[0]:.1f} → {means[1]:.1f}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_published_is_named_as_the_preset_names_it(name):
+    settings, table = preset(name), published(name)
+    assert {size.casefold() for size in table.sizes} <= {row.name for row in settings.students}
+    assert {row.corpus for row in table.rows} <= {row.name for row in settings.trace_rows}
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_contrast_of_a_preset_says_what_it_is_matched_on(path):
+    written = [row.get("matched") for row in yaml.safe_load(path.read_text())["contrasts"]]
+    assert written == [row.matched for row in load(StudySettings, path).contrasts]
 
 
 def test_every_published_study_can_be_named_in_a_preset_and_travels_with_the_package():

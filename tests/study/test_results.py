@@ -15,6 +15,7 @@ from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.questions import ask
 from distill.evaluation.settings import Questions
+from distill.evaluation.statistics.significance import holm
 from distill.flops import ModelShape, hardware
 from distill.settings import validate
 from distill.study.cells import cells
@@ -209,16 +210,17 @@ def test_a_contrast_says_what_its_arms_were_matched_on_and_what_it_is_about(tmp_
     contrasts = [{"treatment": t, "control": c} for t, c in expected]
     contrasts[0]["verdict_size"] = "tiny"
     settings = preset(arms=arms, contrasts=contrasts)
+    assert [row.matched for row in settings.contrasts] == [matched for matched, _ in expected.values()]
     results = build_results(settings, made_up(settings, tmp_path), {}, command="")
     for contrast, (matched_on, about) in zip(results["contrasts"], expected.values(), strict=True):
-        assert contrast["matched_on"] == matched_on, contrast["id"]
+        assert contrast["matched_on"] == contrast["declared_matched_on"] == matched_on, contrast["id"]
         said = contrast["sentence"].replace("does not pay", "pays")
         assert about in said, said
         assert (contrast["subject"] == "reasoning") == (about == "reasoning pay")
 
 
 def test_p_values_speak_of_what_the_interval_speaks_of(tmp_path):
-    """Three seeds: of the arms; one: of these students, exactly. Holm's correction within the verdicts, or all contrasts."""
+    """Three seeds: of the arms; one: of these students, exactly. Holm's correction is over both."""
     students = [
         {"name": name, "student": name, "learning_rate": 0.003, "seeds": seeds}
         for name, seeds in (("tiny", [0, 1, 2]), ("small", [4]))
@@ -231,12 +233,7 @@ def test_p_values_speak_of_what_the_interval_speaks_of(tmp_path):
     assert other["p_value"] == other["p_value_students"]
     low, high = primary["difference_points"]["low"], primary["difference_points"]["high"]
     assert (primary["p_value"] < 0.05) == (not low <= 0 <= high)
-    assert primary["p_holm"] == primary["p_value"]  # one task: nothing to correct
-    assert other["p_holm"] == pytest.approx(
-        min(1, max(other["p_value"], min(1, 2 * primary["p_value"])))
-        if other["p_value"] > primary["p_value"]
-        else min(1, 2 * other["p_value"])
-    )
+    assert [primary["p_holm"], other["p_holm"]] == pytest.approx(holm([primary["p_value"], other["p_value"]]))
     for contrast in (primary, other):
         half = (contrast["difference_points"]["high"] - contrast["difference_points"]["low"]) / 2
         assert contrast["detectable_points"] > half  # a difference at the interval's edge is seen half of the time
@@ -325,6 +322,112 @@ def test_a_majority_has_as_many_votes_as_the_other_arms_tokens_pay_for(tmp_path,
     assert against["reasoning-vs-ift"]["sentence"] in verdict["sentence"]
     text = render(results)
     assert "tiny-majority" in text and f"majority of {k} of tiny-ift" in text
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_verdict_at_equal_inference_cost_is_read_against_the_vote_of_as_many_tokens(tmp_path, capped):
+    settings = preset(
+        tasks=[{"task": "max", "train": 10, "test": QUESTIONS}],
+        comparators={"majority": {"votes": 3}},
+        contrasts=[{"control": "majority", "verdict_size": "tiny"}, {"treatment": "majority", "control": "ift"}],
+    )
+    assert [row.matched for row in settings.contrasts] == ["output tokens", "nothing"]
+    outcomes = with_votes(settings, tmp_path, 3, (2, 90) if capped else (8, 24))
+    for name, outcome in outcomes.items():  # reasoning is always right, and a vote never
+        field, right = ("evaluation", True) if "-reasoning" in name else ("sampled", False)
+        answers = read_answers(getattr(outcome, field).path / "answers.parquet")
+        answers = [replace(a, correct=right, finished=True, answer=a.gold if right else "E") for a in answers]
+        outcomes[name] = replace(outcome, **{field: graded(answers, tmp_path / f"{name}-sure")})
+    results = build_results(settings, outcomes, {}, command="")
+    (verdict,), contrast = results["verdicts"], results["contrasts"][0]
+    assert (verdict["contrast"], verdict["verdict"]) == (contrast["id"], "cannot tell" if capped else "pays")
+    assert contrast["declared_matched_on"] == "output tokens" and contrast["subject"] == "reasoning"
+    assert contrast["matched_on"] == ("nothing" if capped else "output tokens")
+    assert ("the vote spent less" in verdict["sentence"]) == capped and "against tiny-majority" in verdict["sentence"]
+    assert verdict["sentence"].count("is right on") == 0  # the vote is not told of twice
+    assert {answer["cell"] for e in results["examples"] for answer in e["answers"]} == {"tiny-reasoning", "tiny-ift"}
+    assert "spent as many output tokens" in render(results) or capped
+
+
+def test_seeds_that_were_added_are_told(tmp_path):
+    settings = preset(arms=[{"arm": "ift"}, {"arm": "reasoning"}, {"arm": "mixed:0.5"}])
+    outcomes = made_up(settings, tmp_path)
+    of = lambda declared: build_results(settings, outcomes, {}, command="", seeds_declared=declared)  # noqa: E731
+    results = of({"tiny-ift": [0, 1, 2], "tiny-reasoning": [1]})
+    assert [cell["seeds_added"] for cell in results["cells"]] == [[], [0, 2], []]  # the last is compared with nothing
+    assert "2 of 3 of tiny-reasoning" in render(results)
+    for declared in (None, {"tiny-ift": [0, 1, 2], "tiny-reasoning": [2, 1, 0]}):
+        results = of(declared)
+        assert not any(cell["seeds_added"] for cell in results["cells"])
+        assert "added after the study had begun" not in render(results)
+
+
+def test_two_teachers_on_the_same_questions_are_compared_on_the_same_questions(tmp_path):
+    asked = {"tasks": {"max": 10}, "teacher": {"url": "http://127.0.0.1:1/v1", "model": "a"}}
+    other = asked | {"teacher": {"url": "http://127.0.0.1:1/v1", "model": "b"}}
+    traces = [asked | {"name": "a"}, other | {"name": "b"}, other | {"name": "fewer", "tasks": {"max": 9}}]
+    arms = [{"arm": "reasoning", "traces": row["name"]} for row in traces] + [{"arm": "ift", "traces": "b"}]
+    pairs = {("a", "b"): "questions", ("a", "fewer"): "nothing", ("b", "fewer"): "nothing"}
+    contrasts = [{"treatment": f"reasoning-{t}", "control": f"reasoning-{c}"} for t, c in pairs]
+    contrasts[0] |= {"verdict_size": "tiny", "matched": "questions"}
+    settings = preset(tasks=[{"task": "max", "test": QUESTIONS}], traces=traces, arms=arms, contrasts=contrasts)
+    outcomes = made_up(settings, tmp_path)
+    results = build_results(settings, outcomes, {}, command="")
+    assert [c["matched_on"] for c in results["contrasts"]] == [*pairs.values()]
+    shown = {c["id"]: c["training"]["examples"] for c in results["cells"]}
+    said = " and ".join(f"tiny-reasoning-{name} {shown[f'tiny-reasoning-{name}']:,.0f}" for name in "ab")
+    assert f"Of the same questions {said} examples were shown" in results["verdicts"][0]["sentence"]
+    text = render(results)
+    assert "saw the same questions, each by another teacher" in text
+
+
+def test_a_verdict_is_read_in_the_metric_that_its_task_names(tmp_path):
+    rows = [{"q": f"question {i}", "a": random.choice("xyz")} for i in range(400)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"path": str(tmp_path / "rows.jsonl"), "prompt": "q", "answer": "a", "answer_format": "labels"}
+    data |= {"checker": "labels", "metrics": ["macro_f1"]}
+    sizes = [{"name": n, "student": "tiny", "learning_rate": 0.003, "seeds": [0]} for n in ("one", "two")]
+    own = {"task": "own", "data": data, "train": 10, "test": None, "metric": "macro_f1"}
+    settings = preset(
+        tasks=[own],
+        students=sizes,
+        contrasts=[{"verdict_size": "one"}],
+        interactions=[{"students": ["two", "one"]}],
+    )
+    (asked,) = ask(settings.evaluate_settings().questions)
+    outcomes = {}
+    for name, outcome in made_up(preset(students=sizes, contrasts=[{"verdict_size": "one"}]), tmp_path).items():
+        blank = Answer("", "own", "", "", [1], "", "", 5, 0, 1, False, True, "stop", False, 0.1)
+        said = [(p, random.choice([p.gold, *"xyz"])) for p in asked.problems]
+        answers = [replace(blank, problem_id=p.id, gold=p.gold, answer=s, correct=s == p.gold) for p, s in said]
+        evaluation = graded(answers, tmp_path / f"{name}-own")
+        evaluation = replace(evaluation, summary={"own": evaluation.summary["max"]})
+        student = replace(
+            outcome.student, summary=outcome.student.summary | {"parameters": 10 ** (2 + ("two" in name))}
+        )
+        outcomes[name] = replace(outcome, evaluation=evaluation, student=student)
+    results = build_results(settings, outcomes, {}, command="")
+    (primary,) = (c for c in results["contrasts"] if c["primary"])
+    assert (primary["metric"], results["tasks"][0]["metric"]) == ("macro_f1", "macro_f1")
+    assert (
+        results["verdicts"][0]["contrast"] == primary["id"]
+        and "points of macro_f1" in results["verdicts"][0]["sentence"]
+    )
+    of = {c["size"]: c["difference_points"] for c in results["contrasts"] if c["metric"] == "macro_f1"}
+    (line,), found = results["analysis"]["scaling"], results["analysis"]
+    assert line["metric"] == "macro_f1"
+    assert {s["size"]: s["difference_points"] for s in line["sizes"]} == {k: pytest.approx(v) for k, v in of.items()}
+    assert {e["size"]: e["difference_points"] for e in found["by_format"]} == {
+        k: pytest.approx(v) for k, v in of.items()
+    }
+    # One family: what is asked first has half the weight of all.
+    first = [primary, *(i for i in found["interactions"] if i["metric"] == "macro_f1")]
+    others = [c for c in results["contrasts"] if not c["primary"]]
+    others += [i for i in found["interactions"] if i["metric"] == "accuracy"]
+    assert (len(first), len(others)) == (2, 4)
+    least = min([2 * e["p_value"] for e in first] + [4 * e["p_value"] for e in others])
+    assert min(e["p_holm"] for e in first + others) == pytest.approx(min(1, 2 * least))
+    assert "Macro F1" in render(results)
 
 
 def test_a_majority_is_of_the_students_that_were_sampled(tmp_path):

@@ -20,7 +20,7 @@ from distill.settings import load, validate
 from distill.study import run as study_run
 from distill.study import workplace
 from distill.study.cells import cells
-from distill.study.declared import declare
+from distill.study.declared import declare, seeds_declared
 from distill.study.jobs import Children, Job, JobFailed, run_jobs
 from distill.study.outcomes import Graded, MemberOutcome
 from distill.study.results import build_results, decide, sentence
@@ -137,7 +137,40 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(comparators={"teacher": {"url": "localhost", "model": "m"}}), "comparators.teacher.url"),
         (changed(contrasts=[{"verdict_size": "tiny"}, {"control": "majority"}]), "unknown arm in contrasts"),
         (changed(**VOTED, margin_points=0), "margin_points"),
-        (changed(**VOTED | {"contrasts": [{"control": "majority", "verdict_size": "tiny"}]}), "decides no verdict"),
+        (
+            changed(**VOTED | {"contrasts": [{"treatment": "ift", "control": "majority", "verdict_size": "tiny"}]}),
+            "decides no verdict",
+        ),
+        (
+            changed(
+                comparators={"majority": {}, "router": {"thinks": "reasoning", "direct": "ift"}},
+                contrasts=[{"control": "router", "verdict_size": "tiny"}],
+            ),
+            "router is a comparator, which may stand beside an arm but decides no verdict",
+        ),
+        (
+            changed(
+                comparators={"majority": {}},
+                tasks=[{"task": "max", "train": 3, "test": 4, "metric": "macro_f1"}],
+                contrasts=[{"control": "majority", "verdict_size": "tiny"}],
+            ),
+            "has no macro_f1, which task max is read in",
+        ),
+        (
+            changed(contrasts=[{"matched": "tokens", "verdict_size": "tiny"}]),
+            "matched on samples, found matched: tokens",
+        ),
+        (
+            changed(
+                arms=[*MINI["arms"], {"arm": "ift", "name": "longer", "training": {"epochs": 2}}],
+                contrasts=[{"control": "longer", "matched": "samples", "verdict_size": "tiny"}],
+            ),
+            "reasoning against longer is matched on nothing, found matched: samples",
+        ),
+        (
+            changed(**VOTED | {"contrasts": [{"verdict_size": "tiny"}, {"control": "majority", "matched": "tokens"}]}),
+            "reasoning against majority is matched on output tokens, found matched: tokens",
+        ),
     ],
 )
 def test_a_wrong_preset_is_refused_in_one_line_that_names_the_field(values, said):
@@ -407,6 +440,28 @@ def test_sigterm_ends_a_study_as_ctrl_c_does(tmp_path, monkeypatch, number):
             changed(contrasts=[{"verdict_size": "tiny"}, {"treatment": "ift", "control": "reasoning"}]),
             "contrasts.1.control (none) -> reasoning",
         ),
+        (changed(tasks=[MINI["tasks"][0] | {"metric": "f1"}]), "tasks.max.metric accuracy -> f1"),
+        # What the compared arms are, under names that stay.
+        (
+            changed(arms=[{"arm": "ift", "match": "tokens", "name": "ift"}, {"arm": "reasoning"}]),
+            "arms.ift.match samples",
+        ),
+        (
+            changed(arms=[{"arm": "ift"}, {"arm": "mixed:0.5", "name": "reasoning"}]),
+            "arms.reasoning.arm reasoning -> mixed",
+        ),
+        (changed(arms=[{"arm": "ift", "think": "off", "name": "ift"}, {"arm": "reasoning"}]), "arms.ift.think"),
+        (
+            changed(arms=[{"arm": "ift", "name": "ift", "training": {"keep": "verified"}}, {"arm": "reasoning"}]),
+            "arms.ift.training.keep (none) -> verified",
+        ),
+        (changed(teacher={"url": "http://a/v1", "model": "m"}), "traces.all.teacher"),
+        (changed(students=[MINI["students"][0] | {"student": "small"}]), "students.tiny.student tiny -> small"),
+        (changed(students=[MINI["students"][0] | {"seeds": [1]}]), "seeds.tiny-ift.0 0 -> null"),
+        (
+            changed(students=[MINI["students"][0] | {"name": "other"}], contrasts=[{"verdict_size": "other"}]),
+            "seeds.tiny-ift",
+        ),
     ],
 )
 def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, values, said):
@@ -420,6 +475,36 @@ def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, v
     assert (tmp_path / "declared.json").read_bytes() == kept
     # What is not declared may change: another learning rate is another student, not another question.
     declare(validate(StudySettings, changed(training={"batch": 4}), source="study.yaml"), tmp_path)
+    # Nor is an arm that is compared with nothing, and what is matched need not be said.
+    more = {
+        "arms": [*MINI["arms"], {"arm": "mixed:0.5"}],
+        "contrasts": [{"verdict_size": "tiny", "matched": "samples"}],
+    }
+    declare(validate(StudySettings, changed(**more), source="study.yaml"), tmp_path)
+
+
+def test_what_a_declared_size_goes_on_from_is_declared_too(tmp_path):
+    first = MINI["students"][0]
+    students = [first, first | {"name": "later", "after": {"student": "tiny", "arm": "start"}}]
+    start = {"arm": "mixed:0.5", "name": "start", "students": ["tiny"]}
+    of = lambda **more: validate(  # noqa: E731
+        StudySettings, changed(students=students, arms=[*MINI["arms"], start | more]), source="study.yaml"
+    )
+    declare(of(), tmp_path)
+    with pytest.raises(InputError, match=r"arms\.start\.arm mixed:0\.5 -> mixed:0\.6"):
+        declare(of(arm="mixed:0.6"), tmp_path)
+
+
+def test_sizes_and_seeds_may_be_added_and_which_were_is_known(tmp_path):
+    row = MINI["students"][0]
+    begun = validate(StudySettings, changed(students=[row | {"seeds": [3, 5]}]), source="study.yaml")
+    declare(begun, tmp_path)
+    rows = [row | {"seeds": [8, 5, 3]}, row | {"name": "small", "student": "small"}]
+    grown = validate(StudySettings, changed(students=rows), source="study.yaml")
+    for _ in range(2):  # the first declaration stays
+        declare(grown, tmp_path)
+    assert seeds_declared(tmp_path) == {"tiny-ift": [3, 5], "tiny-reasoning": [3, 5]}
+    assert seeds_declared(tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(
@@ -429,6 +514,7 @@ def test_what_was_declared_before_the_run_cannot_be_changed_after_it(tmp_path, v
         (MINI, -2, "workers"),
         (changed(tasks=[{"task": "max", "train": 300, "test": 10**9}]), 1, "max"),
         (changed(tasks=[{"task": "max", "train": 10**9, "test": 40}]), 1, "max"),
+        (changed(tasks=[MINI["tasks"][0] | {"metric": "accurcy"}]), 1, "metric of task max 'accurcy': did you mean"),
         (changed(serving={"requests": 10**9}), 1, "max"),
         (changed(serving={"think": "on"}), 1, "serving: field think"),
         (changed(serving={"concurrencies": [0]}), 1, "serving: field concurrencies.0"),

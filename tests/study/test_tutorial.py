@@ -5,11 +5,13 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from distill import console
 from distill.cli import app
 from distill.errors import InputError
 from distill.evaluation.questions import ask
-from distill.process import child_environment
+from distill.process import child_environment, distill_command
 from distill.settings import load, read_yaml, validate
 from distill.study import results, run
 from distill.study.jobs import Children, JobFailed, reason_of
@@ -69,6 +71,47 @@ def test_what_it_says_of_the_preset_is_in_it(tutorial, begun, monkeypatch):
     said = int(re.search(r"Here that is about (\d+) points", tutorial).group(1))
     of_verdict = [one for one in plan(settings)["detectable"] if one["verdict"]]
     assert [round(one["points"]) for one in of_verdict] == [said]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_it_ends_in_a_verdict(tutorial, begun, tmp_path):
+    """With no teacher at hand, and with fewer pairs, questions, arms and seeds than it says; else by its own commands."""
+
+    def distill(command: str) -> str:
+        words = shlex.split(command.replace("\\\n", " "))[1:]
+        how = {"cwd": tmp_path, "capture_output": True, "text": True, "env": child_environment(2)}
+        ran = subprocess.run(distill_command(*words), timeout=900, **how)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    def said(pattern: str) -> str:
+        return re.search(pattern, tutorial, re.DOTALL).group(1)
+
+    shutil.copy(begun[0] / "records.jsonl", tmp_path)
+    small, cut = re.subn(r"record=\d+", "record=300", said(r"`(distill traces generate [^`]*)`"))
+    distill(small)
+    init, told = re.subn(r"--students \S+", "--students tiny", said(r"```\n(distill study init .*?)\n```"))
+    assert cut == told == 1
+    distill(init)
+    preset = read_yaml(tmp_path / "records.yaml")
+    preset["traces"] = [{"name": "record", "folder": "out/record"}]  # as the tutorial has it of traces that are there
+    preset["tasks"][0]["test"], preset["students"][0]["seeds"] = 40, [0]
+    preset["contrasts"] = preset["contrasts"][:1]
+    sides = {preset["contrasts"][0][side] for side in ("treatment", "control")}
+    preset["arms"] = [arm for arm in preset["arms"] if arm["name"] in sides]
+    preset["serving"]["requests"] = 16
+    (tmp_path / "records.yaml").write_text(yaml.safe_dump(preset))
+    distill(said(r"```\n(distill study plan [^`]*?)\n```"))
+    printed = distill(said(r"`(distill study run [^`]*)`"))
+    out = tmp_path / "out" / "records"
+    found = json.loads((out / "results.json").read_text())
+    (verdict,) = found["verdicts"]
+    assert verdict["verdict"] in ("pays", "does not pay", "cannot tell") and not found["failures"]
+    assert "in these trained students" in verdict["sentence"] and "On records" in printed
+    assert len((out / "report.html").read_text()) > 50_000
+    (compared,) = found["contamination"]
+    assert (compared["traces"], compared["pairs"], compared["questions"]) == ("record", 300, 40)
 
 
 def test_a_stage_that_was_stopped_is_no_failure_of_its_own(tmp_path):

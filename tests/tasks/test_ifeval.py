@@ -14,6 +14,8 @@ from distill.tasks import ifeval as room
 from distill.tasks.benchmark_task import open_benchmark
 from distill.tasks.check_pool import check_all
 from distill.tasks.ifeval import RULES, check_rules, ifeval
+from distill.tasks.plain_rules import plain_rules
+from distill.tasks.verdict import Verdict
 
 pytest.importorskip("lm_eval")
 
@@ -206,3 +208,21 @@ def test_rules_that_are_none(changes, message):
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(room, "PACKAGES", ("nltk", "no_such_package"))
     assert room.missing_packages() == ["no_such_package"]
+
+
+def test_a_second_reading_agrees():
+    """It knows the rules that prompts set most often, and has no word on the others."""
+    known = 0
+    for rule, (arguments, follows, does_not) in CASES.items():
+        verdicts = [plain_rules(gold((rule, arguments)), answer) for answer in (follows, does_not)]
+        known += verdicts[0] is not None
+        assert [v and v.correct for v in verdicts] in ([None, None], [True, False]), rule
+        assert plain_rules(gold((rule, arguments), ("language:response_language", {"language": "fi"})), follows) is None
+        if arguments:
+            assert plain_rules(gold((rule, {})), follows) is None
+            assert plain_rules(gold((rule, dict.fromkeys(arguments, True))), follows) in (
+                None,
+                Verdict(True),
+                Verdict(False),
+            )
+    assert known == 19

@@ -26,6 +26,7 @@ from distill.traces.asking import request_key
 from distill.traces.faults import fault_of
 from distill.traces.flags import from_flags
 from distill.traces.generate import generate, generate_recipe
+from distill.traces.merge import merge
 from distill.traces.pairing import Answer
 from distill.traces.settings import EndpointSettings, GenerateOptions, GenerateSettings
 from distill.traces.store import read_pairs, read_rejected
@@ -316,8 +317,13 @@ def test_an_answer_that_was_not_asked_for_beside_one_that_failed_is_still_missin
     made = generate(settings, tmp_path / "t", GenerateOptions(partial=True, max_total_tokens=used + 1))
     assert made.summary["rejected"] == {"failed": 1} and teacher.asked[-1].mode == "reasoning"
     teacher.say = teacher.answer_to
-    assert generate(settings, tmp_path / "t").summary["pairs"] == 12  # it goes on
-    assert contents(tmp_path / "t") == contents(tmp_path / "whole")
+    made = generate(settings, tmp_path / "t")
+    assert made.summary["pairs"] == 12  # it goes on
+    failed = made.summary["bill"].pop("failed")
+    assert (failed["answers"], failed["output_tokens"]) == (1, 5)
+    there, whole = contents(tmp_path / "t"), contents(tmp_path / "whole")
+    assert json.loads(whole.pop("manifest.json"))["summary"] == made.summary and there.pop("manifest.json")
+    assert there == whole
 
 
 def test_who_waits_for_a_partial_set_goes_on_from_it(tmp_path, scripted):
@@ -395,7 +401,31 @@ def test_what_failed_is_paid_for_too(tmp_path, scripted):
     teacher.say = teacher.answer_to
     with pytest.raises(InputError, match=r"--max-cost 4\.95 "):
         generate(wanted(), tmp_path / "t", GenerateOptions(max_cost_usd=4.95))
-    assert generate(wanted(), tmp_path / "t").summary["pairs"] == 12 and len(teacher.asked) == 29
+    made = generate(wanted(), tmp_path / "t")
+    assert made.summary["pairs"] == 12 and len(teacher.asked) == 29
+    failed = {"answers": 5, "prompt_tokens": 50, "output_tokens": 4950, "cost_usd": pytest.approx(4.95)}
+    assert made.summary["bill"]["failed"] == failed and made.summary["bill"]["ift"]["answers"] == 12
+    assert made.key == generate(wanted(), tmp_path / "whole").key  # what it took is no part of what it is
+    assert "failed" not in json.loads((tmp_path / "whole" / "manifest.json").read_text())["summary"]["bill"]
+
+
+def test_what_failed_in_shards_is_in_the_bill_of_all(tmp_path, scripted, rng):
+    teacher, unlucky = scripted(), {p.prompt: int(rng.integers(1, 99)) for p in get_task("add").problems("train", 5, 0)}
+
+    def say(question):
+        if question.problem.prompt not in unlucky or question.mode == "ift":
+            return teacher.answer_to(question)
+        trace = Trace(question.mode, "", "", "error", "scripted", 10)
+        return Answer(trace, "failed", "half an answer", unlucky[question.problem.prompt])
+
+    teacher.say = say
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for number, folder in enumerate(folders, start=1):
+        generate(wanted(shard=(number, 2)), folder)
+    bills = [merge(folders, tmp_path / "merged").summary["bill"], generate(wanted(), tmp_path / "t").summary["bill"]]
+    tokens = sum(unlucky.values())
+    sums = {"answers": 5, "prompt_tokens": 50, "output_tokens": tokens, "cost_usd": pytest.approx(tokens / 1000)}
+    assert [bill["failed"] for bill in bills] == [sums, sums] and bills[0]["reasoning"]["answers"] == 7
 
 
 def test_budgets_that_cannot_be_kept(tmp_path, scripted):

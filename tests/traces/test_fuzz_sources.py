@@ -1,6 +1,7 @@
 """Sources that are broken in every way: one clear line, or every row accounted for; never a traceback or a hang.
 
-The campaign is the same with `long`, with many times as many inputs.
+Of every kind of source so many inputs are drawn that MALFORMED of them are malformed: a row that is set aside for what is
+in it, or a file that is refused. The others say that what is in order passes. With `long` there are many times as many.
 """
 
 import bz2
@@ -12,6 +13,7 @@ import re
 import signal
 import zipfile
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,8 +35,38 @@ from distill.traces.settings import GenerateSettings
 from distill.traces.store import read_pairs, read_rejected
 from distill.traces.trace import Trace
 
-QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=65)
-LONG = settings(QUICK, max_examples=1000)
+ANY = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
+MALFORMED, MALFORMED_LONG = 64, 800  # of each of eight kinds of source: more than 500 in all
+ROUNDS = 5  # as many examples as it would take, were one in five malformed
+SET_ASIDE = {"unpaired", "repeated"}  # for what other rows are: no fault of the input
+NOT_A_FAULT = re.compile(r"no pair in it \(.*(to this question|mode and sample|is empty)\)$")  # the same of all rows
+
+
+def campaign(least, one):
+    """Draw inputs until `least` were malformed, as `one(data)` says of each that it was."""
+    found = 0
+
+    @ANY
+    @given(data=st.data())
+    def draw(data):
+        nonlocal found
+        found += one(data)
+
+    for _ in range(ROUNDS * least // ANY.max_examples + 1):
+        if found < least:
+            draw()
+    assert found >= least, f"{found} malformed inputs"
+
+
+def in_a_folder(one):
+    """The last argument is a folder of its own, which is gone afterwards."""
+
+    @wraps(one)
+    def wrapped(*arguments):
+        with TemporaryDirectory() as folder:
+            return one(*arguments, Path(folder))
+
+    return wrapped
 
 
 @contextmanager
@@ -240,8 +272,10 @@ def imported_rows(folder: Path) -> int:
     return 2 * len(read_pairs(folder)) + sum(2 if row.reasoning and row.ift else 1 for row in rejected)
 
 
-def check_import(path: Path, layout: str, rows: int | None, **how) -> None:
+def check_import(path: Path, layout: str, rows: int | None, **how) -> bool:
+    """Returns whether the input was malformed."""
     out = path.parent / "out"
+    malformed = False
     for skip_bad in (True, False):
         try:
             with seconds(60):
@@ -251,35 +285,33 @@ def check_import(path: Path, layout: str, rows: int | None, **how) -> None:
             if skip_bad and rows is not None:
                 assert "no pair in it" in text or re.search("packed by|as Parquet", text), text
             assert not (out / str(skip_bad) / "manifest.json").exists()
+            malformed = malformed or (skip_bad and not NOT_A_FAULT.search(text))
             continue
         counts = made.summary
+        malformed = malformed or bool(set(counts["rejected"]) - SET_ASIDE)
         assert counts["rows"] == counts["pairs"] + sum(counts["rejected"].values()) >= counts["questions"]
-        if skip_bad or not set(counts["rejected"]) - {"unpaired", "repeated"}:
+        if skip_bad or not set(counts["rejected"]) - SET_ASIDE:
             one_each = layout in WHOLE or how.get("ift_from") == "stripped"
             accounted = counts["rows"] if one_each else imported_rows(out / str(skip_bad))
             assert accounted == counts["rows_read"]
             assert rows is None or counts["rows_read"] == rows
         else:
             pytest.fail(f"bad rows passed: {counts}")
+    return malformed
 
 
 @pytest.mark.parametrize("layout", ROWS)
-@QUICK
-@given(data=st.data())
-def test_json_lines_of_any_kind(layout, data):
-    with TemporaryDirectory() as folder:
-        any_json_lines(layout, data, Path(folder))
+def test_json_lines_of_any_kind(layout):
+    campaign(MALFORMED, partial(any_json_lines, layout))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("layout", ROWS)
-@LONG
-@given(data=st.data())
-def test_json_lines_of_any_kind_long(layout, data):
-    with TemporaryDirectory() as folder:
-        any_json_lines(layout, data, Path(folder))
+def test_json_lines_of_any_kind_long(layout):
+    campaign(MALFORMED_LONG, partial(any_json_lines, layout))
 
 
+@in_a_folder
 def any_json_lines(layout, data, folder):
     content = data.draw(json_files(layout))
     path = folder / f"rows{data.draw(SUFFIXES)}"
@@ -295,9 +327,10 @@ def any_json_lines(layout, data, folder):
             how["ift_from"] = folder / "ift.jsonl"
         elif other:
             how["ift_from"] = other
-    check_import(path, layout, rows, **how)
+    malformed = check_import(path, layout, rows, **how)
     if layout == "pairs":
         check_questions(path, count_lines(content))
+    return malformed
 
 
 def check_questions(path: Path, rows: int | None, **fields) -> OwnTask | None:
@@ -346,7 +379,8 @@ QUESTION_ROWS = rows_of(
 ).map(as_line)
 
 
-def any_questions(data, monkeypatch, folder):
+@in_a_folder
+def any_questions(monkeypatch, data, folder):
     lines = data.draw(st.lists(QUESTION_ROWS | BROKEN_LINES, max_size=8))
     if data.draw(st.booleans()):
         lines.append(as_line({"prompt": "good", "answer": "4"}))
@@ -354,6 +388,7 @@ def any_questions(data, monkeypatch, folder):
     path.write_bytes(b"\n".join(lines))
     more = data.draw(st.sampled_from([{}, {"answer": "answer"}, {"answer": "answer", "checker": "number"}]))
     task = check_questions(path, count_lines(path.read_bytes()), **more)
+    malformed = task is None or any(row.reason == "malformed" for row in task.bad_rows)
     texts = data.draw(st.lists(st.sampled_from(["4", "", "<think>", "9**9**9", "\x00", "x" * 10_000]), min_size=1))
     file = QuestionFile(path=path, skip_bad=True, system="join", **more)
     with monkeypatch.context() as patch:
@@ -366,25 +401,20 @@ def any_questions(data, monkeypatch, folder):
         except InputError as error:
             text = one_line(error, "q.jsonl", "out")
             assert task is None or "gave a pair" in text
-            return
+            return malformed
     questions, bad_rows = len(task.problems("all", None, 0)), len(task.bad_rows)
     assert (made.summary["questions"], made.summary["rows"]) == (questions, samples * questions + bad_rows)
     assert made.summary["rows"] == made.summary["pairs"] + sum(made.summary["rejected"].values())
+    return malformed
 
 
-@QUICK
-@given(data=st.data())
-def test_questions_of_any_kind_are_generated_from(data, monkeypatch):
-    with TemporaryDirectory() as folder:
-        any_questions(data, monkeypatch, Path(folder))
+def test_questions_of_any_kind_are_generated_from(monkeypatch):
+    campaign(MALFORMED, partial(any_questions, monkeypatch))
 
 
 @pytest.mark.long
-@LONG
-@given(data=st.data())
-def test_questions_of_any_kind_are_generated_from_long(data, monkeypatch):
-    with TemporaryDirectory() as folder:
-        any_questions(data, monkeypatch, Path(folder))
+def test_questions_of_any_kind_are_generated_from_long(monkeypatch):
+    campaign(MALFORMED_LONG, partial(any_questions, monkeypatch))
 
 
 # Parquet: columns of any type, and damage.
@@ -419,8 +449,9 @@ ODD = st.sampled_from(
 )
 
 
+@in_a_folder
 def any_parquet(data, folder):
-    path = folder / "rows.parquet"
+    path, malformed = folder / "rows.parquet", True
     n = data.draw(st.sampled_from([0, 1, 3, 1500]))
     names = ["prompt", "reasoning", "ift", "gold"]
     for _ in range(data.draw(st.sampled_from([0, 0, 0, 1, 2]))):  # one too few, twice or too many
@@ -433,7 +464,7 @@ def any_parquet(data, folder):
     try:
         pq.write_table(pa.table(columns, names=names), path, **options)
     except (pa.ArrowException, ValueError):
-        return  # what cannot be written cannot be read
+        return False  # what cannot be written cannot be read
     rows = n if names else 0
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.sampled_from([0, 0, 1, 1, 3]))):
@@ -447,25 +478,21 @@ def any_parquet(data, folder):
             made = import_file(path, "pairs", folder / "out", skip_bad=True)
         assert made.summary["rows_read"] == made.summary["pairs"] + sum(made.summary["rejected"].values())
         assert rows is None or made.summary["rows_read"] == rows
+        malformed = bool(set(made.summary["rejected"]) - SET_ASIDE)
     except InputError as error:
         one_line(error, "rows.parquet")
     check_questions(path, rows)
     check_questions(path, rows, answer="gold")
+    return malformed
 
 
-@QUICK
-@given(data=st.data())
-def test_parquet_of_any_kind(data):
-    with TemporaryDirectory() as folder:
-        any_parquet(data, Path(folder))
+def test_parquet_of_any_kind():
+    campaign(MALFORMED, any_parquet)
 
 
 @pytest.mark.long
-@LONG
-@given(data=st.data())
-def test_parquet_of_any_kind_long(data):
-    with TemporaryDirectory() as folder:
-        any_parquet(data, Path(folder))
+def test_parquet_of_any_kind_long():
+    campaign(MALFORMED_LONG, any_parquet)
 
 
 # Places that are no files of rows.

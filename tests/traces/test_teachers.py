@@ -17,15 +17,21 @@ from pathlib import Path
 
 import pytest
 
+from distill.artifact import content_key
 from distill.errors import InputError
+from distill.journal import Journal
 from distill.process import child_environment
 from distill.serve import ChatCompletion, Endpoint, patience
 from distill.settings import validate
 from distill.tasks import get_task
 from distill.tasks.problem import Problem
-from distill.traces.generate import generate
+from distill.traces.asked import asked_questions, open_tasks
+from distill.traces.asking import answer_from_json, request_key
+from distill.traces.faults import FAULTS
+from distill.traces.generate import generate, generate_recipe
+from distill.traces.merge import merge
 from distill.traces.settings import GenerateSettings
-from distill.traces.store import read_pairs
+from distill.traces.store import Rejected, read_pairs, read_rejected
 from distill.traces.teachers import chat as chat_teacher
 from distill.traces.teachers import vllm as vllm_teacher
 from distill.traces.teachers.endpoint import EndpointTeacher
@@ -126,6 +132,74 @@ def test_a_proxy_that_spoils_a_third_of_all_tries_costs_no_question(trained_serv
         assert answer.fault == (None if question.mode == "reasoning" else "reasoning_in_ift")
         counted += 1
     assert counted
+
+
+def test_two_shards_killed_before_a_faulty_proxy_pay_once(trained_server, tmp_path, monkeypatch, rng):
+    """Two processes of the command, a real server behind the proxy, and SIGKILL for each while it has requests in flight.
+    Run again and merged, every question is there; nothing is asked again but what was in flight or spoilt."""
+    endpoint, n, samples, width = trained_server.endpoint, 40, 2, 4
+    monkeypatch.setenv("OPENAI_API_KEY", endpoint.api_key)
+    asked, spoilt, children = Counter(), Counter(), {}
+    spoiling = [one for one in faults.PASSING if one not in faults.HARMLESS_IN_A_STREAM]
+    seed = int(rng.integers(1000))
+
+    def fault(n, body):
+        text = json.dumps(body)
+        asked[text] += 1
+        number = shard_of[body["messages"][-1]["content"]]
+        seen[number] += 1
+        if seen[number] == kill_at[number]:
+            os.kill(children[number].pid, signal.SIGKILL)
+        if random.random() < 0.2 and spoilt[text] < 2:
+            spoilt[text] += 1
+            return random.choice(spoiling)
+        return random.choice((faults.passed_on, faults.slowly_streamed))
+
+    with faults.faulty_proxy(endpoint.root_url) as proxy:
+        proxy.fault = fault
+        who = EndpointSettings(url=proxy.url, model=endpoint.model, concurrency=width, max_tokens=100)
+        settings = GenerateSettings(tasks={"max": n}, samples=samples, gold="answer", seed=seed, teacher=who)
+        flags = f"--tasks max={n} --samples {samples} --gold answer --seed {seed} --teacher {proxy.url}"
+        flags += f" --model {endpoint.model} --concurrency {width} --max-tokens 100"
+        command = [sys.executable, "-m", "distill", "traces", "generate", *flags.split()]
+        tasks = open_tasks(settings)
+        parts = {i: asked_questions(settings.model_copy(update={"shard": (i, 2)}), tasks).problems for i in (1, 2)}
+        shard_of = {problem.prompt: i for i, problems in parts.items() for problem in problems}
+        seen, kill_at = Counter(), {i: int(rng.integers(2, samples * len(parts[i]) + 1)) for i in parts}
+
+        def start(number):
+            return subprocess.Popen(
+                [*command, "--shard", f"{number}/2", "--out", str(tmp_path / str(number))],
+                env=child_environment(1),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+
+        children |= {i: start(i) for i in parts}
+        kept = {}
+        for i, child in children.items():
+            child.communicate(timeout=60)
+            assert child.returncode == -signal.SIGKILL
+            with Journal(tmp_path / str(i) / "journal.jsonl") as journal:
+                kept |= {key: journal.get(key) for key in journal}
+        again = [start(i) for i in parts]
+        said = [child.communicate(timeout=60)[1] for child in again]
+        assert [child.returncode for child in again] == [0, 0], said
+        made = merge([tmp_path / str(i) for i in parts], tmp_path / "t")
+        teacher = EndpointTeacher(who, seed)
+    assert made.key == content_key("traces", generate_recipe(settings))
+    rows = {(row.place, row.sample): row for row in (*read_pairs(tmp_path / "t"), *read_rejected(tmp_path / "t"))}
+    assert set(rows) == {(place, sample) for place in range(n) for sample in range(samples)}
+    assert all(row.reason in FAULTS and row.detail for row in rows.values() if isinstance(row, Rejected))
+    assert made.summary["pairs"] and len(asked) == n * samples
+    assert sum(asked.values()) <= len(asked) + spoilt.total() + 2 * width
+    assert max(asked[text] - spoilt[text] for text in asked) <= 2  # of a shard that was killed once
+    for row in rows.values():
+        key = request_key(teacher, Question(row.problem, "reasoning", row.sample))
+        if key in kept:
+            answer = answer_from_json(kept.pop(key), "reasoning").trace
+            assert replace(row.reasoning, verified=None, verdict=None, cost_usd=None) == answer
+    assert not kept
 
 
 def test_an_opening_tag_in_the_field_of_the_reasoning_is_no_part_of_it():
@@ -541,12 +615,27 @@ def serving_processes(folder: Path) -> list[int]:
     return found
 
 
-def test_a_real_vllm_is_started_for_the_purpose_and_leaves_nothing(tmp_path, trained_student):
+def test_a_real_vllm_is_started_for_the_purpose_and_leaves_nothing(tmp_path, trained_student, monkeypatch):
+    """It has a reasoning parser: reasoning comes in a field of its own, streamed or not, and is read as between tags."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
+    from transformers import AutoTokenizer
+
+    replies, send = [], chat_teacher.chat_stream
+
+    async def also_streamed(requests, on_result, **how):
+        def on_reply(request, reply):
+            replies.append((request.about, reply))
+
+        requests = list(requests)
+        await send(requests, on_reply, **how | {"stream": True})
+        await send(requests, lambda request, reply: (on_reply(request, reply), on_result(request, reply)), **how)
+
+    monkeypatch.setattr(chat_teacher, "chat_stream", also_streamed)
     folder = tmp_path / "model"  # a path of its own: other tests serve the student too
     folder.symlink_to(trained_student)
     server = {"dtype": "float32", "max_model_len": 256, "kv_cache_gib": 1, "threads": 1}
+    server |= {"arguments": ["--reasoning-parser", "deepseek_r1"]}
     how = {"vllm": str(folder), "server": server, "max_tokens": 100, "temperature": 0.0}
     settings = GenerateSettings(tasks={"max": 30}, split="validation", gold="answer", teacher=how)
     out = tmp_path / "t"
@@ -570,3 +659,13 @@ def test_a_real_vllm_is_started_for_the_purpose_and_leaves_nothing(tmp_path, tra
         assert pair.reasoning.teacher == trained_student.name and pair.reasoning.reasoning
         assert pair.reasoning.reasoning_tokens > 2 and pair.reasoning.answer_tokens >= 2
     assert generate(settings, out).key == made.key  # and nothing is started for a set that is there
+    tokenizer = AutoTokenizer.from_pretrained(trained_student)
+    tags = tuple(tokenizer.convert_tokens_to_ids(["<think>", "</think>"]))
+    ended = [(question, reply) for question, reply in replies if reply.finish_reason == "stop"]
+    assert len(replies) == 60 and len(ended) >= 2 * len(pairs)
+    for question, reply in ended:
+        answer = read_reply(reply, "reasoning", tags, {"teacher": "m", "sampling": {}, "seed": 0})
+        ids, thinking = reply.token_ids, reply.token_ids.index(tags[1]) + 1
+        assert reply.reasoning and "think>" not in reply.content and answer.fault is None, question
+        assert f"<think>{answer.trace.reasoning}</think>{answer.trace.answer}" == tokenizer.decode(ids[:-1])
+        assert (answer.trace.reasoning_tokens, answer.trace.answer_tokens) == (thinking, len(ids) - thinking)

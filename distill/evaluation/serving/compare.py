@@ -9,8 +9,8 @@ over its rounds put together. `reference` is B.
 
     settings                    CompareSettings as given
     reference                   the name of the contender that the others are held against
-    contenders[]                {"name", "student": folder, "thinking_budget", "price": as pricing.py describes it, null
-                                without one}
+    contenders[]                {"name", "student": folder, "thinking_budget", "arguments": of vLLM's, as given, "price":
+                                as pricing.py describes it, null without one}
     machine, engine             what it ran on; engine null of servers that were there already
     idle_watts                  of the devices whose energy was measured, before there was load; null
     client                      the most that the clients reach (serve/profile.py)
@@ -230,6 +230,7 @@ def _recipe(settings: CompareSettings, entries: list[_Entry], asked: list[Asked]
                 "endpoint": e.who.remote and e.who.remote.model_dump(mode="json", exclude={"api_key_env"}),
                 "price": e.priced,
             }
+            | e.who.serving.of_recipe
             for e in entries
         ],
         "tasks": {a.task.name: a.task.revision for a in asked},
@@ -457,6 +458,7 @@ def _result(
                 "name": asking.name,
                 "student": str(asking.entry.who.folder),
                 "thinking_budget": asking.budget,
+                "arguments": list(asking.entry.who.serving.arguments),
                 "price": asking.entry.priced,
             }
             for asking in askings

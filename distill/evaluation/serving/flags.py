@@ -50,23 +50,29 @@ def price_values(hardware: str | None, **others: Any) -> dict[str, Any]:
     return {"price": None if hardware is None else {"hardware": hardware, **given}}
 
 
-def remote_of(endpoint: str | None, model: str | None, api_key_env: str, **ours: Any) -> ModelSettings | None:
-    """The server that is there already, if there is one. Raises InputError; `ours` are flags of one started here."""
+def remote_of(endpoint: str | None, model: str | None, api_key_env: str, serving: Serving) -> ModelSettings | None:
+    """The server that is there already, if there is one. Raises InputError; `serving` is how one is started here."""
     if (endpoint is None) != (model is None):
         raise InputError("--endpoint and --model are given together or not at all")
     if endpoint is None:
         return None
+    ours = {
+        "--threads": serving.threads,
+        "--port": serving.port,
+        "-- " + " ".join(serving.arguments): serving.arguments,
+    }
     for name, value in ours.items():
-        if value is not None:
-            raise InputError(f"--{name}: not with --endpoint, whose server was started elsewhere")
+        if value:
+            raise InputError(f"{name}: not with --endpoint, whose server was started elsewhere")
     who = {"url": endpoint, "model": model, "api_key_env": api_key_env}
     return validate(ModelSettings, who, source="command line")
 
 
 def entrants(
-    students: Sequence[str], endpoints: Sequence[str], api_key_env: str, *, threads: int | None, price: dict | None
+    students: Sequence[str], endpoints: Sequence[str], api_key_env: str, *, ours: Serving, price: dict | None
 ) -> list[Entrant]:
-    """The two students of a comparison: FOLDER or NAME=FOLDER, each with its server and price. Raises InputError."""
+    """The two students of a comparison: FOLDER or NAME=FOLDER, each with its server, one of `ours` where no endpoints
+    are named, and its price. Raises InputError."""
     if endpoints and len(endpoints) != len(students):
         raise InputError(f"--endpoint: found {len(endpoints)}, expected {len(students)}: the server of A and that of B")
     given = str((price or {}).get("fixed_usd", "0")).split(",")
@@ -78,12 +84,12 @@ def entrants(
         name, equals, rest = text.partition("=")
         named = bool(name and equals and rest) and not Path(text).exists()
         folder = Path(rest if named else text)
-        serving, remote = Serving(threads=threads), None
+        serving, remote = ours, None
         if endpoints:
             url, hash_, model = endpoints[place].rpartition("#")
             if not (url and hash_ and model):
                 raise InputError(f"--endpoint {endpoints[place]}: expected URL#MODEL")
-            remote = remote_of(url, model, api_key_env, threads=threads)
+            remote = remote_of(url, model, api_key_env, ours)
             serving = Serving(partial(endpoint_of, remote))
         charged = None
         if price is not None:

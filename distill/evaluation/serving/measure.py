@@ -137,6 +137,7 @@ class Served:
 
     endpoint: Endpoint
     check: Callable[[], None]
+    start_s: float | None = None  # how long it took to start; None of one that was there already
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def served(respondent: Respondent, serving: Serving, out: Path, *, arguments: tu
                 server.check()
             check_endpoint(endpoint)
 
-        yield Served(endpoint, check)
+        yield Served(endpoint, check, own[0].start_s if own else None)
 
 
 def sending_processes() -> int:

@@ -1,6 +1,7 @@
 """profile.html and compare.html: what an answer costs, under which load, and how that was measured."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -533,7 +534,8 @@ def _contender_facts(result: dict[str, Any]) -> list[Facts]:
     for c in result["contenders"]:
         price = _price_facts(c["price"], shorten(c["name"], _NAME))
         budget = "none" if c["thinking_budget"] is None else f"{count(c['thinking_budget'])} tokens"
-        items = [("student", c["student"]), ("thinking budget", budget), *(price.items if price else ())]
+        items = [("student", c["student"]), ("thinking budget", budget), *_argument_facts(c)]
+        items += price.items if price else ()
         found.append(Facts(shorten(c["name"], _NAME), items))
     return [*found, _server_facts(result)]
 
@@ -542,8 +544,12 @@ def _server_facts(result: dict[str, Any]) -> Facts:
     """What answered, and on what."""
     endpoint = result.get("endpoint") or {}
     items = [("engine", result.get("engine")), ("dtype", result.get("dtype")), *(result.get("machine") or {}).items()]
-    items += [("endpoint", endpoint.get("url")), ("model", endpoint.get("model"))]
+    items += [("endpoint", endpoint.get("url")), ("model", endpoint.get("model")), *_argument_facts(result)]
     return Facts("Server", [(name, str(value)) for name, value in items if value is not None])
+
+
+def _argument_facts(served: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("arguments", shlex.join(served["arguments"]))] if served.get("arguments") else []
 
 
 def _client_facts(client: dict[str, Any] | None) -> Facts | None:

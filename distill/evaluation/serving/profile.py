@@ -2,7 +2,10 @@
 
     folder/
       profile.json    {"threads": of the server, null on a GPU or elsewhere, "engine", "dtype", "machine", "endpoint":
-                       what answered, null where it is not known; "price": pricing.py; null without hardware,
+                       what answered, null where it is not known; "arguments": of vLLM's, as given;
+                       "price": pricing.py; null without hardware,
+                       "measured": {"seconds": of all of it, questions and grades included, "server_start_s": of them until
+                       the server that was started for it answered; null where none was},
                        "tasks": {name: the result of distill.serve.profile_endpoint, whose levels have besides
                          "correct", "unfinished": of the completed answers, graded; what is not finished is wrong
                          "measured": {"cost": cost.py; null without answers or a rate,
@@ -19,6 +22,7 @@ there then.
 
 import os
 import platform
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,6 +142,7 @@ def profile_student(
     InputError, also when nothing was answered; when the server was gone before the end, with what was measured beside
     `out`.
     """
+    began_s = time.monotonic()
     asked = profile_questions(settings)
     values = settings.model_dump(include={"max_tokens", "temperature", "seed"})
     sampling = Sampling(**values, thinking_token_budget=settings.thinking_budget)
@@ -146,25 +151,27 @@ def profile_student(
     if limits and (reason := why_not_vllm(chat, respondent.prompts)):
         raise InputError(f"thinking budget: vLLM cannot limit the thinking of {student} ({reason})")
     _ = respondent.positions  # raises where the model has fewer
-    recipe = profile_recipe(settings, respondent.subject, asked, serving.threads, remote)
-    threads = None if remote else server_threads(serving.threads)
-    price, priced = price_of(settings.price, respondent.subject, threads) if settings.price else (None, None)
     if remote is not None:
         key = os.environ.get(remote.api_key_env)
         serving = Serving(lambda: Endpoint(remote.url, remote.model, key))
+    recipe = profile_recipe(settings, respondent.subject, asked, serving.threads, remote) | serving.of_recipe
+    threads = None if remote else server_threads(serving.threads)
+    price, priced = price_of(settings.price, respondent.subject, threads) if settings.price else (None, None)
     with artifact.workspace(out, KIND, recipe) as work:
         if work.finished:
             console.note(f"{out}: already profiled, nothing to do")
             return work.finished
-        profiled, gone = _measure(settings.load, respondent, out, serving, server_arguments(chat) if limits else ())
+        arguments = server_arguments(chat) if limits else ()
+        profiled, start_s, gone = _measure(settings.load, respondent, out, serving, arguments)
         device = hardware(settings.price.hardware) if settings.price else None
         tasks = {a.task.name: _task_result(respondent, a, p, price, device) for a, p in profiled}
         if remote is not None:
             for level in (level for result in tasks.values() for level in result["levels"]):
                 level["measured"]["energy"] = {"reason": NOT_OURS}
-        result = {"threads": threads, "price": priced, "tasks": tasks}
+        result = {"threads": threads, "arguments": recipe.get("arguments", []), "price": priced, "tasks": tasks}
         result |= {name: recipe.get(name) for name in ("engine", "machine", "endpoint")}
         result["dtype"] = None if remote else recipe["dtype"]
+        result["measured"] = {"seconds": time.monotonic() - began_s, "server_start_s": start_s}
         unfinished = out.with_name(f"{out.name}.unfinished.json")
         if gone:
             artifact.write_json(unfinished, result)
@@ -230,16 +237,17 @@ def profile_recipe(
 
 def _measure(
     load: ProfileSettings, respondent: Respondent, out: Path, serving: Serving, arguments: tuple[str, ...]
-) -> tuple[list[tuple[Asked, Profiled]], str | None]:
-    """What every task came to, and why the server was gone before the end, if it was."""
+) -> tuple[list[tuple[Asked, Profiled]], float | None, str | None]:
+    """What every task came to, how long the server took to start, and why it was gone before the end, if it was."""
     load = load.model_copy(update={"sampling": respondent.sampling})
     # Only of a server that is alone here: a study runs several at once.
     metered = EnergyMeter() if serving.endpoint is None else nullcontext()
     found: list[tuple[Asked, Profiled]] = []
-    gone = None
+    start_s = gone = None
     with Clients(load.processes) as clients, metered as meter:
         try:
             with served(respondent, serving, out, arguments=arguments) as server:
+                start_s = server.start_s
                 if meter:
                     meter.measure_idle()
                 for a in respondent.asked:
@@ -263,7 +271,7 @@ def _measure(
                 raise
             gone = str(error)
         compare_with_ceiling(clients, [profiled.result for _, profiled in found])
-    return found, gone
+    return found, start_s, gone
 
 
 def _task_result(

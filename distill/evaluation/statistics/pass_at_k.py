@@ -45,7 +45,10 @@ def majority_at_k(votes: Sequence[Sequence[Hashable]], right: Sequence[Sequence[
 
 @lru_cache(maxsize=100_000)
 def _majority(classes: tuple[tuple[int, Fraction], ...], n: int, k: int) -> float:
-    """`classes`: how many of the n answers vote for each, and what it is worth to choose it."""
+    """`classes`: how many of the n answers vote for each, fewest first, and what it is worth to choose it."""
+    if k == n:  # there is nothing to choose, and many classes would take long
+        most = [worth for count, worth in classes if count == classes[-1][0]]
+        return float(sum(most) / len(most)) if most else 0.0
     silent = n - sum(count for count, _ in classes)
     total = Fraction(0)
     for r, (count, worth) in enumerate(classes):

@@ -96,7 +96,7 @@ def _normal_outside(distance: float, variance: float) -> float:
 def spread(values: np.ndarray, covariance: np.ndarray, *, count_seeds: bool) -> Spread:
     """The spread of the mean of values[S], with the covariance[S, S] of these over draws of questions."""
     S = len(values)
-    students = float(covariance.mean())
+    students = max(float(covariance.mean()), 0.0)  # by rounding under 0 where the seeds' deviations cancel out
     if not count_seeds:
         return Spread(0.0, students, students, 0)
     questions = max((S * students - float(np.diag(covariance).mean())) / (S - 1), 0.0)

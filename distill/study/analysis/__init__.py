@@ -14,4 +14,5 @@ seed_sd.py        how far apart training seeds fall, of arms that mix modes and 
 break_even.py     what a right answer must be worth for the dearer arm to pay
 prices.py         what an answer costs, and what was spent before there was any
 interactions.py   whether a gain is another one in one student than in the other
+family.py         the correction for how much was declared
 """

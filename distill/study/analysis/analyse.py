@@ -10,7 +10,6 @@ import numpy as np
 from distill.artifact import Artifact
 from distill.evaluation.questions import Asked
 from distill.evaluation.statistics.resampling import Sample
-from distill.evaluation.statistics.significance import holm
 from distill.study.analysis import interactions
 from distill.study.analysis.break_even import break_even, spread_over_answers
 from distill.study.analysis.by_kind import by_kind
@@ -33,7 +32,7 @@ def analyse(
     traces: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Any]:
     """Everything but what the contrasts say themselves. `found`: cells and comparators by id. `traces`: the sets of
-    pairs by name, for what the teacher cost."""
+    pairs by name, for what the teacher cost. Interactions lack what follows from all that was declared (family.py)."""
     confidence, pairs = settings.confidence, list(_pairs(settings, asked, found))
     of_costs, at_equal_cost = frontiers(settings, asked, found)
     return {
@@ -63,30 +62,35 @@ class Pair:
     names: tuple[str, str]
     treatment: Found
     control: Found
+    metric: str = "accuracy"  # in which its task is decided, where both sides have that
 
     @cached_property
     def seeds(self) -> list[int]:
         return common_seeds(self.treatment.seeds, self.control.seeds)
 
-    def samples(self, metric: str = "accuracy") -> tuple[list[Sample], list[Sample]]:
+    def samples(self, metric: str | None = None) -> tuple[list[Sample], list[Sample]]:
+        metric = metric or self.metric
         return self.treatment.samples(self.a, metric, self.seeds), self.control.samples(self.a, metric, self.seeds)
 
 
 def _pairs(settings: StudySettings, asked: list[Asked], found: Mapping[str, Found]) -> Iterator[Pair]:
     """Of every declared contrast, each once: sizes and tasks in which both sides were scored and share a seed."""
+    metrics = settings.metrics(a.task.name for a in asked)
     for names in dict.fromkeys((row.treatment, row.control) for row in settings.contrasts):
         for size in settings.students:
             for a in asked:
-                pair = _pair(a, size.name, names, found)
+                pair = _pair(a, size.name, names, found, metrics[a.task.name])
                 if pair is not None:
                     yield pair
 
 
-def _pair(a: Asked, size: str, names: tuple[str, str], found: Mapping[str, Found]) -> Pair | None:
+def _pair(
+    a: Asked, size: str, names: tuple[str, str], found: Mapping[str, Found], metric: str = "accuracy"
+) -> Pair | None:
     sides = [found.get(name if name == TEACHER else f"{size}-{name}") for name in names]
     if None in sides or not all("accuracy" in side.metrics(a) for side in sides):
         return None
-    pair = Pair(a, size, names, *sides)
+    pair = Pair(a, size, names, *sides, metric if all(metric in side.metrics(a) for side in sides) else "accuracy")
     return pair if pair.seeds else None
 
 
@@ -95,17 +99,17 @@ def _pair(a: Asked, size: str, names: tuple[str, str], found: Mapping[str, Found
 
 def _scaling(settings: StudySettings, pairs: list[Pair]) -> list[dict[str, Any]]:
     """Of contrasts in two sizes or more whose parameters are known."""
-    gains: dict[tuple[str, tuple[str, str]], list[Gain]] = {}
+    gains: dict[tuple[str, str, tuple[str, str]], list[Gain]] = {}
     for pair in pairs:
         parameters = _parameters(pair)
         if parameters is not None:
             trained = pair.treatment.seeds is not None or pair.control.seeds is not None
             gain = Gain(pair.size, parameters, *pair.samples(), trained)
-            gains.setdefault((pair.a.task.name, pair.names), []).append(gain)
+            gains.setdefault((pair.a.task.name, pair.metric, pair.names), []).append(gain)
     return [
-        {"task": task, "treatment": treatment, "control": control}
+        {"task": task, "metric": metric, "treatment": treatment, "control": control}
         | scaling(of_sizes, settings.margin_points, confidence=settings.confidence)
-        for (task, (treatment, control)), of_sizes in gains.items()
+        for (task, metric, (treatment, control)), of_sizes in gains.items()
         if len(of_sizes) > 1
     ]
 
@@ -230,7 +234,7 @@ def _break_even(settings: StudySettings, pair: Pair, traces: Mapping[str, Artifa
         return entry | {"measured": None, "reason": "an answer of one of both has no price"}
     training = [np.array([training_usd(side, seed) for seed in seeds]) for side in sides]
     teacher = [teacher_usd(settings, side, traces) for side in sides]
-    samples, extra = pair.samples(), each[0] - each[1]
+    samples, extra = pair.samples("accuracy"), each[0] - each[1]
     measured = break_even(*samples, extra, confidence=confidence).values()
     measured["usd_per_answer"] = _both(each)
     measured["one_off_usd"] = {"training": _both(training), "teacher": _both(teacher)}
@@ -254,7 +258,7 @@ def _both(values: list[Any]) -> dict[str, float | None]:
 
 
 def _interactions(settings: StudySettings, asked: list[Asked], found: Mapping[str, Found]) -> list[dict[str, Any]]:
-    """Of every task and metric; Holm's correction is over all of them."""
+    """Of every task and metric."""
     entries = []
     for row in settings.interactions:
         names = (row.treatment, row.control)
@@ -278,7 +282,4 @@ def _interactions(settings: StudySettings, asked: list[Asked], found: Mapping[st
                         "n_questions": len(a.problems),
                     }
                 )
-    for entry, p in zip(entries, holm([entry["p_value"] for entry in entries]), strict=True):
-        entry["p_holm"] = p
-        entry["sentence"] = interactions.sentence(entry, settings.confidence)
     return entries

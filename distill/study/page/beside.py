@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.report.blocks import Block, Cell, Facts, Figure, Group, Key, KeyValues, Panel, Table, Text
 from distill.report.lines import Line, lines
 from distill.report.numbers import DASH, fixed, signed
-from distill.study.page.reading import FORMAT, analysis, confidence, ends, parameters, pick
+from distill.study.page.reading import FORMAT, analysis, confidence, ends, judged_by, parameters, pick
 from distill.study.published import Pair, Published, published
 
 _FORMAT = {FORMAT["open"]: "open", FORMAT["choice"]: "choice"} | {name: name for name in FORMAT}
@@ -54,11 +54,15 @@ def _ours(results: dict, pair: Pair) -> _Ours | None:
     sides = [next((c for c in cells if c["arm"] == arm), None) for arm in ("ift", "reasoning")]
     if None in sides:
         return None
-    tasks = [task for task in _tasks(results, pair) if all(_accuracy(c, task) is not None for c in sides)]
+    tasks = {
+        task: metric
+        for task, metric in _tasks(results, pair)
+        if all(_score(c, task, metric) is not None for c in sides)
+    }
     if not tasks:
         return None
-    ift, reasoning = (100 * sum(_accuracy(cell, task) for task in tasks) / len(tasks) for cell in sides)
-    found = _tested(results, sides[1], sides[0], tasks)
+    ift, reasoning = (100 * sum(_score(cell, *one) for one in tasks.items()) / len(tasks) for cell in sides)
+    found = _tested(results, sides[1], sides[0], list(tasks))
     return _Ours(ift, reasoning, found or {"value": reasoning - ift, "low": None, "high": None}, len(tasks))
 
 
@@ -70,19 +74,19 @@ def _plain(results: dict, cell: dict, corpus: str) -> bool:
     return (cell.get("match") or "samples") == "samples" and not asked and trained_on == corpus
 
 
-def _tasks(results: dict, pair: Pair) -> list[str]:
-    """Those of the pair's domain and format."""
+def _tasks(results: dict, pair: Pair) -> list[tuple[str, str]]:
+    """Those of the pair's domain and format, with the metric of each; questions of one's own have no domain."""
     domain = {t: e.get("domain") for e in analysis(results, "by_domain") for t in e.get("tasks") or []}
     return [
-        task["name"]
+        (task["name"], judged_by(task))
         for task in results["tasks"]
-        if domain.get(task["name"]) == pair.group and task.get("answer_format") == _FORMAT.get(pair.format)
+        if domain.get(task["name"], "own") == pair.group and task.get("answer_format") == _FORMAT.get(pair.format)
     ]
 
 
 def _tested(results: dict, treatment: dict, control: dict, tasks: list[str]) -> dict | None:
     """The difference with its interval, where the analysis has it of just these tasks."""
-    for entry in analysis(results, "by_suite"):
+    for entry in [*analysis(results, "by_suite"), *analysis(results, "by_format")]:
         sides = [f"{entry.get('size')}-{entry.get(side)}" for side in ("treatment", "control")]
         if sides == [treatment["id"], control["id"]] and sorted(entry.get("tasks") or []) == sorted(tasks):
             return entry.get("difference_points")
@@ -198,8 +202,8 @@ def _claim(claim) -> str:
     return f"{claim.value:g}" + (f" of {claim.of}" if claim.of is not None else "")
 
 
-def _accuracy(cell: dict, task: str) -> float | None:
-    return pick(cell, "tasks", task, "metrics", "accuracy", "value")
+def _score(cell: dict, task: str, metric: str) -> float | None:
+    return pick(cell, "tasks", task, "metrics", metric, "value")
 
 
 def _same(one: str, other: str) -> bool:

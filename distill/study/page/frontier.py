@@ -241,7 +241,7 @@ def _caption(results: dict, views: list[_View], *, banded: bool, quiet: bool) ->
     if unpriced:
         said.append(f"Not drawn, since what its answers cost in FLOPs is not known: {', '.join(unpriced)}.")
     if len(views) > MOST_PANELS:
-        said.append(f"{len(views) - MOST_PANELS} more tasks are in the data.")
+        said.append(f"The data have all {len(views)} panels.")
     return " ".join(said)
 
 

@@ -94,7 +94,7 @@ def _scaling_figure(results: dict) -> Figure | None:
     return Figure(
         title="The gain by size of the student",
         caption=(
-            f"The treatment's accuracy less the control's, with {confidence(results)} intervals. Shaded: below the margin.{more}"
+            f"The treatment's score less the control's, with {confidence(results)} intervals. Shaded: below the margin.{more}"
         ),
         panels=panels[:MOST_PANELS],
         data=data,
@@ -172,7 +172,8 @@ def _scaling_table(results: dict) -> Table:
     if grow:
         columns += [Cell("Per doubling", "of parameters, points"), Cell("Reaches the margin", "from, parameters")]
     title = "Gain by size" if grow else "Gain by student"
-    return Table(title, columns, [Group(rows, title) for title, rows in groups.items()])
+    why = frozenset({len(columns) - 1} if grow else ())  # words, where there is no number
+    return Table(title, columns, [Group(rows, title) for title, rows in groups.items()], prose=why)
 
 
 def _asked_in(results: dict, of: list[dict]) -> list[str]:

@@ -50,6 +50,7 @@ def _results_table(cells: list[dict], task: dict) -> Table:
                 _per_correct(usd, pick(cost, "measured"), "usd_per_1000_answers", "usd_per_1000_correct"),
             ]
         )
+        rows += _by_thinking(cell["id"], pick(result, "by_thinking"), metrics)
     columns = [
         "Student",
         *(Cell(_capital(metric_name(metric)), "% [interval]") for metric in metrics),
@@ -62,6 +63,32 @@ def _results_table(cells: list[dict], task: dict) -> Table:
         Cell("$/1,000 answers", "per 1,000 right"),
     ]
     return Table(f"{task['name']}, {count(task.get('questions'))} questions", columns, [Group(rows)] if rows else [])
+
+
+def _by_thinking(name: str, parts: dict | None, metrics: list[str]) -> list[list[str | Cell]]:
+    """Two rows of an arm that thinks before some of its answers only: right among these, and among the others."""
+    rows = []
+    for key, said in (("thought", "where it thought"), ("did_not", "where it did not")):
+        part = pick(parts, key)
+        if not pick(part, "n_answers"):
+            continue
+        right, unfinished = part.get("n_correct"), part.get("unfinished_rate")
+        share = None if right is None else right / part["n_answers"]
+        finished = None if None in (share, unfinished) or unfinished >= 1 else share / (1 - unfinished)
+        tokens = part.get("tokens_per_answer")
+        thinking = fixed(tokens["thinking"]) if pick(tokens, "thinking") else ""
+        rows.append(
+            [
+                Cell(f"{name}, {said}", f"{count(part['n_answers'])} answers"),
+                *(percent(share) if metric == "accuracy" else "" for metric in metrics),
+                percent(finished),
+                percent(unfinished),
+                percent(float(key == "thought"), 0),
+                Cell(fixed(generated(tokens)), thinking),
+                *[""] * 3,
+            ]
+        )
+    return rows
 
 
 def _about(entry: dict, result: dict) -> str:

@@ -67,8 +67,10 @@ def rates(cell: dict) -> list[float]:
 
 
 def judged_by(task: dict) -> str:
-    """The metric that stands for a task in one picture: accuracy where it has one."""
+    """The metric that stands for a task in one picture: that of its verdict, or else accuracy where it has that."""
     names = task.get("metrics") or ["accuracy"]
+    if task.get("metric") in names:
+        return str(task["metric"])
     return "accuracy" if "accuracy" in names else names[0]
 
 

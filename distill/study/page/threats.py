@@ -12,9 +12,11 @@ _DISAGREED = 0.01  # above this share of grades that a second checker disputes t
 # What a contrast is matched on, in words; where it is work, longer answers cost an arm no more than shorter ones.
 _HELD_EQUAL = {
     "samples": "saw the same examples",
+    "questions": "saw the same questions, each by another teacher and but for what was left out of one set",
     "steps": "took as many optimizer steps",
     "tokens": "read as many training tokens",
     "flops": "took as many training FLOPs",
+    "output tokens": "spent as many output tokens on an answer or a vote",
 }
 _BY_WORK = ("tokens", "flops")
 
@@ -85,19 +87,22 @@ def _seeds(results: dict) -> Check | None:
     if not contrasts:
         return None
     few = [c for c in contrasts if c["n_seeds"] < 3]
-    if not few:
-        return Check(
-            "Training seeds",
-            "Every contrast rests on at least three training seeds, which its interval includes.",
-            concern=False,
-        )
-    return Check(
-        "Training seeds",
+    said = (
         f"{len(few)} of {len(contrasts)} contrasts rest on fewer than three training seeds "
         f"({_listed(c['id'] for c in few)}). They speak of these trained students, not of how they were trained: training again could "
-        "move them by more than their interval.",
-        concern=True,
+        "move them by more than their interval."
+        if few
+        else "Every contrast rests on at least three training seeds, which its interval includes."
     )
+    added = [
+        f"{len(c['seeds_added'])} of {len(c['seeds'])} of {c['id']}" for c in results["cells"] if c.get("seeds_added")
+    ]
+    if added:
+        said += (
+            f" Some were added after the study had begun: {_listed(added)}. Who goes on until a verdict is as hoped gets "
+            "there more often than the intervals say."
+        )
+    return Check("Training seeds", said, concern=bool(few or added))
 
 
 def _sign(results: dict) -> Check | None:
@@ -194,7 +199,14 @@ def _room(results: dict) -> Check | None:
     margin, none, nothing, seen = (results.get("margin_points") or 0.0) / 100, [], [], 0
     for contrast in primary(results):
         values = [
-            pick(known.get(contrast.get(side)), "tasks", contrast["task"], "metrics", "accuracy", "value")
+            pick(
+                known.get(contrast.get(side)),
+                "tasks",
+                contrast["task"],
+                "metrics",
+                contrast.get("metric") or "accuracy",
+                "value",
+            )
             for side in ("treatment", "control")
         ]
         if None in values:
@@ -364,7 +376,7 @@ def _looks(results: dict) -> Check | None:
     return Check(
         "How many comparisons",
         f"{count(len(contrasts))} were declared, of which {count(len(verdicts))} decide verdicts. “Pays” needs a p-value that Holm's correction "
-        f"leaves under {fixed(1 - level, 2)}: among the verdicts for these, among all for the others.{kept} Intervals are not corrected, nor is what "
+        f"leaves under {fixed(1 - level, 2)}: over all of them and the interactions, verdicts and interactions having half the weight.{kept} Intervals are not corrected, nor is what "
         "was not declared, from the frontier to the break-even: about "
         f"{fixed(100 * (1 - level), 0)} in a hundred such intervals miss.",
         concern=bool(held),
@@ -372,25 +384,56 @@ def _looks(results: dict) -> Check | None:
 
 
 def _contamination(results: dict) -> Check | None:
-    """What a study does by itself is to tell its own training and test questions apart; the rest is another command's."""
+    """How many of the questions that were asked stand in the pairs that were trained on; what was not compared is said."""
     if not results["tasks"]:
         return None
+    compared: dict[str, list[dict]] = {}
+    for entry in results.get("contamination") or []:
+        compared.setdefault(str(entry.get("traces")), []).append(entry)
+    said = [_compared(name, of_set) for name, of_set in compared.items()]
+    worst = [
+        (_trained_on(entry) / entry["questions"], entry)
+        for of_set in compared.values()
+        for entry in of_set
+        if _trained_on(entry) and entry.get("questions")
+    ]
+    if worst:
+        share, entry = max(worst, key=lambda one: one[0])
+        said.append(
+            f"A question that was trained on is answered from memory; the most are {percent(share)}\u00a0% "
+            f"({entry.get('task')} in {entry.get('traces')})."
+        )
     rows = [row for row in pick(results, "preset", "traces") or [] if isinstance(row, dict)]
     brought = [str(row.get("name")) for row in rows if row.get("import") or row.get("folder")]
+    missed = [name for name in brought if name not in compared]
+    if missed:
+        said.append(
+            f"The pairs of {_listed(missed)} were not compared with the questions asked here: “distill traces check TRACES "
+            "--against STUDY” does it, with the folders of both."
+        )
+    if not compared and not missed:
+        said.append("Questions to train on and to ask are told apart by their text, so that none is both.")
     students = [row for row in pick(results, "preset", "students") or [] if isinstance(row, dict)]
-    said = [
-        f"The pairs of {_listed(brought)} were not compared with the questions asked here, and a question that was trained on "
-        "is answered from memory."
-        if brought
-        else "Questions to train on and to ask are told apart by their text, so that none is both. Near copies were not looked for."
-    ]
     if any("/" in str(row.get("student")) for row in students):
         said.append("What pretrained students had read before is not known.")
-    said.append(
-        "“distill traces check TRACES --against STUDY”, with the folders of both, finds questions that share long runs of "
-        "words with a pair."
+    return Check("Contamination", " ".join(said), concern=bool(worst or missed))
+
+
+def _trained_on(entry: dict) -> int:
+    """Questions of which a pair holds all, nearly all, or half."""
+    return sum(entry.get(kind) or 0 for kind in ("exact", "near", "half"))
+
+
+def _compared(name: str, of_set: list[dict]) -> str:
+    """What one set of pairs has of the questions of all tasks."""
+    total = lambda key: sum(entry.get(key) or 0 for entry in of_set)  # noqa: E731
+    short = total("too_short")
+    alone = f"; {count(short)} of under eight words were compared as a whole only" if short else ""
+    return (
+        f"Of {count(total('questions'))} questions asked, {count(total('exact'))} stand word for word among the "
+        f"{count(of_set[0].get('pairs'))} pairs of {name}, {count(total('near'))} nearly so, {count(total('half'))} with half of "
+        f"either in shared runs of 13 words, and {count(total('ngram'))} share one such run{alone}."
     )
-    return Check("Contamination", " ".join(said), concern=bool(brought))
 
 
 def _answers(results: dict) -> Check | None:

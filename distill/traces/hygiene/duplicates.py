@@ -81,12 +81,12 @@ def near_duplicates(sets: Sequence[np.ndarray], threshold: float, tick: Callable
 
 
 def _signatures(sets: Sequence[np.ndarray], tick: Callable[[], object]) -> np.ndarray:
-    """[n, PERMUTATIONS]"""
+    """uint32[n, PERMUTATIONS]: what a sketch keeps has 32 bits, whatever it keeps them in."""
     from datasketch import MinHash
 
     # Shingles are hashes already; a sketch takes 32 bits of each.
     empty = MinHash(num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
-    signatures = np.empty((len(sets), PERMUTATIONS), dtype=empty.hashvalues.dtype)
+    signatures = np.empty((len(sets), PERMUTATIONS), dtype=np.uint32)
     for i, one in enumerate(sets):
         sketch, values = empty.copy(), (one >> np.uint64(32)).tolist()
         for start in range(0, len(values), _CHUNK):  # all at once, a huge question would need its size x 128
