@@ -483,7 +483,10 @@ def _bill(one: dict) -> str:
     tokens = {mode: n for mode, n in (one.get("output_tokens") or {}).items() if n is not None}
     said = f"{one.get('name')}, {count(one['pairs'])} pairs by {one.get('by')}"
     if tokens:
-        said += ", " + " and ".join(f"{compact(n)} tokens of {mode}" for mode, n in tokens.items())
+        said += ", " + " and ".join(
+            f"{compact(n)} tokens of {'answers that failed' if mode == 'failed' else mode}"
+            for mode, n in tokens.items()
+        )
     return said if one.get("cost_usd") is None else f"{said} for {usd(one['cost_usd'])}"
 
 
