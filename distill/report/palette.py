@@ -1,6 +1,6 @@
 """The colours of a page by role. Charts are drawn in stand-ins; CSS gives each role its light and its dark colour.
 
-The series have Okabe and Ito's hues, with the lightness at which each has a contrast of at least 4.5:1 with the paper of its
+The series have Okabe and Ito's hues, with the lightness at which each has a contrast of at least 4.5:1 with every ground of its
 theme, so that a label may carry the colour of its point, and no two look alike to readers who do not see red, green or
 blue (tests/report/test_palette.py computes what they see).
 """
@@ -23,11 +23,11 @@ LIGHT = {
     "raised": "#ffffff",
     "link": "#0b5a8a",
     "blue": "#0869a6",
-    "orange": "#a03500",
-    "purple": "#963a7b",
-    "green": "#00644d",
-    "gold": "#8c6e16",
-    "grey": "#6f7066",
+    "orange": "#9b3100",
+    "purple": "#96397c",
+    "green": "#09614b",
+    "gold": "#906200",
+    "grey": "#6d6b62",
 }
 DARK = {
     "ink": "#e9e6df",
