@@ -85,7 +85,8 @@ class Watched:
             name = one.cell or (what if kind == "ask" else one.name)
             row = rows.setdefault(name, (name, [], []))
             if kind == "serve":
-                row[1].extend(states[training] for training in one.after)
+                # What is not among the stages was there before: a launch only has what is left.
+                row[1].extend(states.get(training, "done") for training in one.after)
             row[1 if kind in ("train", "traces") else 2].append(states[one.name])
         return list(rows.values())
 

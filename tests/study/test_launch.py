@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,7 @@ from distill.study.launch import on_ray, on_slurm, ray_task
 from distill.study.launch.launch import LaunchSettings, devices_of
 from distill.study.launch.on_slurm import arrays
 from distill.study.launch.ray_task import Task, do_stage
+from distill.study.live import Watched
 from distill.study.run import failure_file, keep_failure, write_beginning
 from distill.study.settings import StudySettings
 from distill.study.stages import Stage, stages
@@ -517,6 +519,19 @@ class Cluster:
         return [{"Alive": True, "Resources": {"CPU": c} | ({"GPU": g} if g else {})} for c, g in self._machines] + [
             gone
         ]
+
+
+def test_what_is_left_of_a_study_can_be_watched(rng):
+    """Whatever was done before: each student's mark is there, and says so."""
+    settings = study(WIDE)
+    every = stages(settings)
+    there = {one.name for one in every if rng.random() < 0.5} | {"train wide-ift-some-seed0"}
+    left = [one for one in every if one.name not in there]
+    with Watched(left) as watched:
+        rows = watched._rows(watched._states)
+    serves = [one for one in left if one.name.startswith("serve ")]
+    marks = Counter(mark for _, trained, _ in rows for mark in trained)
+    assert marks["done"] == sum(name in there for one in serves for name in one.after)
 
 
 def test_a_stage_takes_its_share_of_the_machines_that_it_can_run_on():
