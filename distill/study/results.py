@@ -26,7 +26,8 @@ from distill.study.analysis.family import correct
 from distill.study.analysis.interactions import sentence as said_of_interaction
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
-from distill.study.found import Found, FoundCell
+from distill.study.equal_cost import EqualCost
+from distill.study.found import AtEqualCost, Found, FoundCell
 from distill.study.outcomes import MemberOutcome
 from distill.study.rows import ContrastRow, TraceRow, common_seeds
 from distill.study.settings import StudySettings
@@ -106,7 +107,9 @@ def build_results(
             f.describe(asked, settings.confidence) | {"seeds_added": _seeds_added(settings, f, seeds_declared)}
             for f in students.values()
         ],
-        "comparators": [f.describe(asked, settings.confidence) for f in beside.values()],
+        "comparators": [
+            f.describe(asked, settings.confidence) for f in beside.values() if not isinstance(f, EqualCost)
+        ],
         "contrasts": contrasts,
         "verdicts": [
             {
@@ -160,7 +163,7 @@ def _contrast(
         "metric": metric,
         "treatment": treatment.id,
         "control": control.id,
-        "matched_on": "nothing" if _capped(treatment, control, a) else row.matched,
+        "matched_on": "nothing" if _unmatched(treatment, control, a) else row.matched,
         "declared_matched_on": row.matched,
         "difference_points": asdict(points),
         "p_value": between.p_value,
@@ -175,6 +178,7 @@ def _contrast(
         "token_factor_interval": interval("tokens"),
         "flops_factor_interval": interval("flops"),
         "training_tokens_factor": factor("training_tokens"),
+        "at_equal_cost": next((s.describe(a) for s in (treatment, control) if isinstance(s, EqualCost)), None),
     }
 
 
@@ -184,18 +188,19 @@ def _decide(
     """Add `verdict` and `sentence`, which follow from all contrasts: from this one's p-value among the others."""
     points, margin, confidence = Interval(**contrast["difference_points"]), settings.margin_points, settings.confidence
     alone, verdict = decide(points, margin), decide(points, margin, significant=contrast["p_holm"] <= 1 - confidence)
-    more, capped = [], _capped(treatment, control, a)
+    more, off = [], _unmatched(treatment, control, a)
     if verdict != alone:
         p = contrast["p_holm"]
         more.append(f"The interval alone would do; after Holm's correction for all that was declared p is {p:.3f}.")
-    # A vote that may not spend as much as was declared is worse than the one to compare with.
-    if capped and verdict == ("pays" if capped is control else "does not pay"):
-        more.append(f"The interval would say that it {verdict}, but the vote spent less.")
+    # Who spends less than was declared is worse than the one to compare with, and who spends more is better.
+    favoured = off is not None and (off is control) == (off.spends(a) == "less")
+    if off is not None and verdict == ("pays" if favoured else "does not pay"):
+        more.append(f"The interval would say that it {verdict}, but {off.id} spent {off.spends(a)}.")
         verdict = "cannot tell"
     contrast["verdict"] = verdict
     said = [sentence(contrast, margin, confidence, on_reasoning=_on_reasoning(treatment, control)), *more]
-    said += [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
-    if capped:
+    said += [side.said(a) for side in (treatment, control) if isinstance(side, AtEqualCost)]
+    if off is not None:
         said.append(f"Declared as matched on {row.matched}; what both have equally much of is nothing.")
     if row.matched == "questions":
         shown = (
@@ -249,12 +254,6 @@ def _bill(made: Artifact | None) -> dict[str, Any]:
     }
 
 
-def _of_votes(majority: Majority, a: Asked) -> str:
-    k, afford = majority.k(a), majority.affordable(a)
-    cap = f", all that were drawn; the tokens pay for {afford}" if majority.capped(a) else ""
-    return f"{majority.id} is the majority of {k} answer{'s' if k > 1 else ''} of {majority.voters.id}{cap}."
-
-
 def _majority_beside(
     contrast: dict[str, Any], contrasts: list[dict[str, Any]], asked: list[Asked], found: dict[str, Found]
 ) -> str:
@@ -278,16 +277,20 @@ def _majority_beside(
 
 def _on_reasoning(treatment: Found, control: Found) -> bool:
     """Whether a contrast is about training on reasoning as such, against answers alone or the vote of several."""
-    control = control.voters if isinstance(control, Majority) else control
+    control = control.of if isinstance(control, AtEqualCost) else control
     arms = [side.cell.arm.arm if side.cell is not None else None for side in (treatment, control)]
     return arms == ["reasoning", "ift"]
 
 
-def _capped(treatment: Found, control: Found, a: Asked) -> Majority | None:
-    """The majority of a contrast, where it was matched to the other side's tokens and drew too few answers for that."""
-    for majority, other in ((treatment, control), (control, treatment)):
-        if isinstance(majority, Majority) and majority.matched is other and majority.capped(a):
-            return majority
+def _answering(found: Found, a: Asked) -> Found:
+    return found.answering(a) if isinstance(found, AtEqualCost) else found
+
+
+def _unmatched(treatment: Found, control: Found, a: Asked) -> AtEqualCost | None:
+    """The side of a contrast that is matched to the other's cost and could not spend just that."""
+    for side, other in ((treatment, control), (control, treatment)):
+        if isinstance(side, AtEqualCost) and side.matched is other and side.spends(a) != "as much":
+            return side
     return None
 
 
@@ -359,17 +362,16 @@ def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, Foun
     """Two questions a task on which the verdict's two arms differ, or else its first two, as both answered them.
 
     Both students have the first training seed that the arms have in common; of several answers the first is shown, and of
-    a majority its voters' own.
+    a majority its voters' own, of what is read between two students those of the nearer.
     """
     row = next(c for c in settings.contrasts if c.verdict_size is not None)
     pair = _sides(found, row.verdict_size, row)
     if pair is None:
         return []
     seed = common_seeds(*(f.seeds for f in pair))[0]
-    pair = [f.voters if isinstance(f, Majority) else f for f in pair]
-    shown = [(f.id, seed, f.members[seed].graded) for f in pair]
     examples = []
     for a in asked:
+        shown = [(f.id, seed, f.members[seed].graded) for f in (_answering(side, a) for side in pair)]
         answers = [graded.answers[a.task.name][:: graded.samples(a)] for _, _, graded in shown]
         indices = range(len(a.problems))
         differing = [i for i in indices if answers[0][i].correct != answers[1][i].correct]

@@ -17,7 +17,7 @@ from distill.traces.trace import Mode
 from distill.training.settings import ActivationCheckpointing
 
 TRACES = "all"  # the one set of pairs of a study that names none
-Matched = Literal["samples", "questions", "steps", "tokens", "flops", "output tokens", "nothing"]
+Matched = Literal["samples", "questions", "steps", "tokens", "flops", "output tokens", "inference flops", "nothing"]
 NAME = r"^[a-z0-9][a-z0-9._]*$"
 
 
@@ -220,6 +220,15 @@ class MajorityRow(Settings):
     tasks: Names | None = Field(None, description="all when left out")
 
 
+class EqualCostRow(Settings):
+    """What students of `arm` reach for as many FLOPs an answer as those of `matched` take: between the two of `sizes` whose
+    answers cost less and more."""
+
+    arm: str = "ift"
+    matched: str = "reasoning"
+    sizes: Annotated[Names, Field(min_length=2)] | None = Field(None, description="all that have the arm when left out")
+
+
 class RouterRow(Settings):
     """A small classifier that decides question by question which of two arms answers: `thinks`, which reasons, or `direct`,
     which does not. Best of the same students asked in two ways. It never sees the question it decides on."""
@@ -235,6 +244,7 @@ class Comparators(Settings):
     teacher: TeacherRow | None = None
     base: BaseRow | None = None
     majority: MajorityRow | None = None
+    equal_cost: EqualCostRow | None = None
     router: RouterRow | None = None
 
     @property

@@ -1,6 +1,7 @@
 """A study as one YAML file: its rows (rows.py), and whether they fit each other."""
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,8 +35,9 @@ from distill.training.sizes import SIZES, check_student
 
 _OF_A_ROW = {"student", "seed", "answers", "match", "arm"}  # fields of a training that rows say
 _OF_THE_STUDY = {"questions", "mode", "think", "thinking_budgets", "few_shot", "engine"}
+_AT_EQUAL_COST = {"majority": "output tokens", "equal_cost": "inference flops"}  # comparators that decide, and by what
 _OF_A_SERVER = {"kv_cache_gib", "startup_timeout_s", "arguments"}  # the others are those of what it serves
-_BESIDE_ARMS = {"teacher", "base", "majority", "router", "oracle"}  # what the results call them
+_BESIDE_ARMS = {"teacher", "base", "majority", "equal_cost", "router", "oracle"}  # what the results call them
 
 
 class StudySettings(Settings):
@@ -132,8 +134,19 @@ class StudySettings(Settings):
             getattr(self.comparators, name).students or [size.name]
         ):
             return []
-        seeds = [self.arm_row(arm).seeds_in(size) for arm in self.arms_behind(name)]
-        return common_seeds(*seeds) if len(seeds) == 2 else seeds[0]
+        if name == "equal_cost":
+            row = self.comparators.equal_cost
+            seeds = [self.arm_row(row.matched).seeds_in(size)]
+            seeds += [self.arm_row(row.arm).seeds_in(rung) for rung in self.ladder]
+        else:
+            seeds = [self.arm_row(arm).seeds_in(size) for arm in self.arms_behind(name)]
+        return reduce(common_seeds, seeds)
+
+    @property
+    def ladder(self) -> list[StudentRow]:
+        """The sizes between which equal cost is read."""
+        row = self.comparators.equal_cost
+        return [s for s in self.students if (s.name in row.sizes if row.sizes else self.arm_row(row.arm).seeds_in(s))]
 
     def arms_behind(self, name: str) -> list[str]:
         """The arms whose students an arm or comparator is made of; none of what was not trained."""
@@ -142,6 +155,7 @@ class StudySettings(Settings):
             "teacher": [],
             "base": [],
             "majority": of.majority and [of.majority.arm, of.majority.matched],
+            "equal_cost": of.equal_cost and [of.equal_cost.arm, of.equal_cost.matched],
             "router": of.router and [of.router.thinks, of.router.direct],
         }
         return pairs.get(name, [name])
@@ -153,8 +167,9 @@ class StudySettings(Settings):
     def matched_on(self, contrast: ContrastRow) -> Matched:
         """What both sides of a contrast have equally much of, in every size that has both. Raises InputError."""
         names, of = (contrast.treatment, contrast.control), self.comparators
-        if of.majority is not None and {*names} == {"majority", of.majority.matched}:
-            return "output tokens"
+        for kind, spent in _AT_EQUAL_COST.items():
+            if getattr(of, kind) is not None and {*names} == {kind, getattr(of, kind).matched}:
+                return spent
         if any(name in of.names for name in names):
             return "nothing"
         found = set()
@@ -252,22 +267,25 @@ class StudySettings(Settings):
             raise ValueError(
                 "comparators.teacher: gives no likelihoods, which evaluation.score asks for; leave one out"
             )
+        if of.equal_cost is not None and of.equal_cost.arm == of.equal_cost.matched:
+            raise ValueError(f"comparators.equal_cost: arm and matched are the same, {of.equal_cost.arm}")
         if of.router is not None and of.router.thinks == of.router.direct:
             raise ValueError(f"comparators.router: thinks and direct are the same arm, {of.router.direct}")
-        pairs = {
-            "majority": of.majority and (of.majority.arm, of.majority.matched),
-            "router": of.router and (of.router.thinks, of.router.direct),
-        }
-        for kind, pair in pairs.items():
-            if pair is None:
-                continue
-            _require_known(list(pair), arms, f"arm in comparators.{kind}")
-            row = getattr(of, kind)
+        for kind in {"majority", "equal_cost", "router"} & {*of.names}:
+            row, pair = getattr(of, kind), self.arms_behind(kind)
+            _require_known(pair, arms, f"arm in comparators.{kind}")
+            if kind == "equal_cost":
+                _require_known(row.sizes, sizes, "size in comparators.equal_cost")
+                if len(self.ladder) < 2:
+                    raise ValueError(
+                        f"comparators.equal_cost: expected {row.arm} in two sizes or more to read it between"
+                    )
+            chosen = getattr(row, "students", None)
             without = [s.name for s in self.students if not self.seeds_of(kind, s)]
-            if without == sizes or set(without) & set(row.students or []):
+            if without == sizes or set(without) & set(chosen or []):
                 raise ValueError(
                     f"comparators.{kind}: {pair[0]} and {pair[1]} have no training seed in common in "
-                    f"{', '.join(row.students or ['any size'])}"
+                    f"{', '.join(chosen or ['any size'])}"
                 )
 
     def _contrasts_agree(self, sizes: list[str], arms: list[str]) -> None:
@@ -300,13 +318,13 @@ class StudySettings(Settings):
         names = (contrast.treatment, contrast.control)
         compared = [name for name in names if name in self.comparators.names]
         decides = contrast.verdict_size is not None
-        if len(compared) == 2 or (compared and decides and self.matched_on(contrast) != "output tokens"):
+        if len(compared) == 2 or (compared and decides and self.matched_on(contrast) not in _AT_EQUAL_COST.values()):
             raise ValueError(
                 f"contrasts: {compared[0]} is a comparator, which may stand beside an arm but decides no verdict, but for "
-                "the majority against the arm that it is matched to"
+                "the majority or equal_cost against the arm that it is matched to"
             )
         if compared and decides:
-            self._require_votes()
+            self._require_accuracy(compared[0])
         paired = [s.name for s in self.students if common_seeds(*(self.seeds_of(name, s) for name in names))]
         where = contrast.verdict_size or "any size"
         if not paired or contrast.verdict_size not in (None, *paired):
@@ -314,13 +332,15 @@ class StudySettings(Settings):
                 f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
             )
 
-    def _require_votes(self) -> None:
-        """A verdict that votes decide is of right answers: of nothing else can there be a majority."""
+    def _require_accuracy(self, kind: str) -> None:
+        """What decides at equal cost is known in right answers alone: of nothing else can there be a majority."""
+        tasks = getattr(getattr(self.comparators, kind), "tasks", None)
         for row in self.tasks:
-            if row.metric != "accuracy" and row.task in (self.comparators.majority.tasks or [row.task]):
+            if row.metric != "accuracy" and row.task in (tasks or [row.task]):
+                other = ", or name other tasks under comparators.majority" if kind == "majority" else ""
                 raise ValueError(
-                    f"contrasts: the majority decides the verdict, and has no {row.metric}, which task {row.task} is read "
-                    "in; leave that out, or name other tasks under comparators.majority"
+                    f"contrasts: {kind} decides the verdict, and has no {row.metric}, which task {row.task} is read in; leave "
+                    f"that out{other}"
                 )
 
     def _with_matching(self, contrast: ContrastRow) -> ContrastRow:

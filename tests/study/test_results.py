@@ -1,12 +1,14 @@
 """What a study's results say, from students that were made up: nothing is trained or served here."""
 
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import Qwen2Config
 
@@ -15,6 +17,8 @@ from distill.evaluation.answer_file import read_answers, write_answers
 from distill.evaluation.answers import Answer
 from distill.evaluation.questions import ask
 from distill.evaluation.settings import Questions
+from distill.evaluation.statistics.intervals import difference
+from distill.evaluation.statistics.resampling import of_scores
 from distill.evaluation.statistics.significance import holm
 from distill.flops import ModelShape, hardware
 from distill.settings import validate
@@ -343,10 +347,128 @@ def test_a_verdict_at_equal_inference_cost_is_read_against_the_vote_of_as_many_t
     assert (verdict["contrast"], verdict["verdict"]) == (contrast["id"], "cannot tell" if capped else "pays")
     assert contrast["declared_matched_on"] == "output tokens" and contrast["subject"] == "reasoning"
     assert contrast["matched_on"] == ("nothing" if capped else "output tokens")
-    assert ("the vote spent less" in verdict["sentence"]) == capped and "against tiny-majority" in verdict["sentence"]
+    assert ("but tiny-majority spent less" in verdict["sentence"]) == capped and "against tiny-majority" in verdict[
+        "sentence"
+    ]
     assert verdict["sentence"].count("is right on") == 0  # the vote is not told of twice
     assert {answer["cell"] for e in results["examples"] for answer in e["answers"]} == {"tiny-reasoning", "tiny-ift"}
     assert "spent as many output tokens" in render(results) or capped
+
+
+SIZES = ("small", "middle", "large")
+
+
+def of_sizes(contrasts: list[dict], **values: object) -> StudySettings:
+    """Three sizes with both arms, and ift at the cost of reasoning."""
+    sizes = [{"name": name, "student": "tiny", "learning_rate": 0.003, "seeds": [0, 1, 2]} for name in SIZES]
+    return preset(students=sizes, comparators={"equal_cost": {}}, contrasts=contrasts, **values)
+
+
+def answered(
+    settings: StudySettings, folder: Path, tokens: dict[str, int], right: dict[str, float]
+) -> dict[str, MemberOutcome]:
+    """Made-up outcomes, whose answers are so long in each cell and so often right, whatever the question."""
+    outcomes = made_up(settings, folder)
+    for name, outcome in outcomes.items():
+        cell = name.rpartition("-seed")[0]
+        answers = [
+            replace(
+                a,
+                answer_tokens=tokens[cell],
+                prompt_tokens=random.randint(20, 30),
+                correct=r,
+                answer=a.gold if r else "",
+            )
+            for a in read_answers(outcome.evaluation.path / "answers.parquet")
+            for r in [random.random() < right[cell]]
+        ]
+        outcomes[name] = replace(outcome, evaluation=graded(answers, folder / f"{name}-asked"))
+    return outcomes
+
+
+def test_a_verdict_at_equal_inference_cost_is_read_between_two_sizes(tmp_path):
+    settings = of_sizes([{"control": "equal_cost", "verdict_size": "small"}])
+    assert settings.contrasts[0].matched == "inference flops"
+    tokens = {f"{size}-ift": n for size, n in zip(SIZES, random.sample([3, 20, 150], 3), strict=True)}
+    long = dict(zip(SIZES, random.sample(range(21, 149), 3), strict=True))
+    tokens |= {f"{size}-reasoning": n for size, n in long.items()}
+    right = {cell: 1.0 if "reasoning" in cell else random.choice([0.1, 0.3]) for cell in tokens}
+    outcomes = answered(settings, tmp_path, tokens, right)
+    results = build_results(settings, outcomes, {}, command="")
+    cells = {cell["id"]: cell["tasks"]["max"] for cell in results["cells"]}
+    cost = lambda name: cells[name]["inference"]["flops_per_answer"]  # noqa: E731
+    below, above = (next(name for name in tokens if name.endswith("ift") and tokens[name] == n) for n in (20, 150))
+    assert [c["size"] for c in results["contrasts"]] == list(SIZES)
+    for contrast in results["contrasts"]:
+        size, treatment = contrast["size"], contrast["treatment"]
+        share = math.log(cost(treatment) / cost(below)) / math.log(cost(above) / cost(below))
+        assert contrast["at_equal_cost"] == {
+            "between": [below, above],
+            "share": pytest.approx(share),
+            "spends": "as much",
+        }
+        expected = cells[treatment]["metrics"]["accuracy"]["value"]
+        for weight, end in ((1 - share, below), (share, above)):
+            expected -= weight * cells[end]["metrics"]["accuracy"]["value"]
+        assert contrast["difference_points"]["value"] == pytest.approx(100 * expected)
+        assert contrast["flops_factor"] == pytest.approx(1) and contrast["control"] == f"{size}-equal_cost"
+        assert contrast["matched_on"] == contrast["declared_matched_on"] == "inference flops"
+        assert f"read between {below} and {above}" in contrast["sentence"] and contrast["subject"] == "reasoning"
+    (verdict,) = results["verdicts"]
+    assert verdict["verdict"] == "pays"  # always right against hardly ever
+    near = {below, above}
+    shown = [[answer["cell"] for answer in e["answers"]] for e in results["examples"]]
+    assert shown and all(left == "small-reasoning" and other in near for left, other in shown)
+    # It is no model: nothing serves a line, so it stands on no frontier and among no comparators.
+    assert not results["comparators"] and not any(
+        "equal_cost" in str(point["id"]) for entry in results["analysis"]["frontier"] for point in entry["points"]
+    )
+    text = render(results)
+    assert "spent as many FLOPs on an answer, read between two sizes" in text
+
+
+@pytest.mark.parametrize(("spends", "right", "verdict"), [
+    ("less", {"reasoning": 1.0, "ift": 0.1}, "cannot tell"),
+    ("less", {"reasoning": 0.1, "ift": 1.0}, "does not pay"),
+    ("more", {"reasoning": 1.0, "ift": 0.1}, "pays"),
+    ("more", {"reasoning": 0.1, "ift": 1.0}, "cannot tell"),
+])  # fmt: skip
+def test_where_no_size_costs_as_much_only_the_unfavoured_side_wins(tmp_path, spends, right, verdict):
+    settings = of_sizes([{"control": "equal_cost", "verdict_size": "middle"}])
+    ift = [random.randint(20, 50) for _ in SIZES]
+    tokens = {f"{size}-ift": n for size, n in zip(SIZES, ift, strict=True)}
+    tokens |= {f"{size}-reasoning": 200 if spends == "less" else 2 for size in SIZES}
+    outcomes = answered(settings, tmp_path, tokens, {cell: right[cell.partition("-")[2]] for cell in tokens})
+    results = build_results(settings, outcomes, {}, command="")
+    (found,) = results["verdicts"]
+    (contrast,) = (c for c in results["contrasts"] if c["primary"])
+    assert (found["verdict"], contrast["matched_on"]) == (verdict, "nothing")
+    assert contrast["declared_matched_on"] == "inference flops" and contrast["at_equal_cost"]["spends"] == spends
+    (end,) = contrast["at_equal_cost"]["between"]
+    assert tokens[end] == (max if spends == "less" else min)(ift)
+    assert (f"middle-equal_cost spent {spends}" in found["sentence"]) == (verdict == "cannot tell")
+    assert ("dearest" if spends == "less" else "cheapest") in found["sentence"]
+
+
+def test_students_as_good_as_the_line_are_hardly_ever_said_to_be_better_or_worse():
+    """Seeds of three cells scatter apart, questions are shared: at most 5 % of differences are found where there are none."""
+    rng, wrong, studies = np.random.default_rng(random.getrandbits(64)), 0, 600
+    for _ in range(studies):
+        share, questions = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8, 150)
+        shifts = rng.normal(0, 0.05, (3, 3))
+        low, high, line = (
+            [(rng.random(150) < np.clip(level + shift, 0, 1)).astype(float) for shift in of_cell]
+            for level, of_cell in zip(
+                (questions - 0.1, questions + 0.1, questions + 0.2 * share - 0.1), shifts, strict=True
+            )
+        )
+        control = [of_scores((1 - share) * a + share * b) for a, b in zip(low, high, strict=True)]
+        between = difference([of_scores(scores) for scores in line], control)
+        wrong += between.p_value <= 0.05
+        interval = between.interval(0.95)
+        assert interval.low <= interval.value <= interval.high
+    # 600 studies at just 5 % give more than 47 once in a thousand times.
+    assert wrong <= 47
 
 
 def test_seeds_that_were_added_are_told(tmp_path):

@@ -45,6 +45,8 @@ MINI = {
 }
 
 
+SIZES = [MINI["students"][0], MINI["students"][0] | {"name": "other"}]
+TWO = {"students": SIZES, "comparators": {"equal_cost": {}}}
 VOTED = {
     "comparators": {"majority": {"votes": 5}},
     "contrasts": [{"verdict_size": "tiny"}, {"control": "majority"}],
@@ -170,6 +172,30 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (
             changed(**VOTED | {"contrasts": [{"verdict_size": "tiny"}, {"control": "majority", "matched": "tokens"}]}),
             "reasoning against majority is matched on output tokens, found matched: tokens",
+        ),
+        (changed(comparators={"equal_cost": {}}), "expected ift in two sizes or more"),
+        (changed(comparators={"equal_cost": {"sizes": ["tiny"]}}), "comparators.equal_cost.sizes"),
+        (changed(**TWO | {"comparators": {"equal_cost": {"sizes": ["tiny", "others"]}}}), "did you mean 'other'"),
+        (changed(**TWO | {"comparators": {"equal_cost": {"arm": "reasoning"}}}), "arm and matched are the same"),
+        (changed(**TWO | {"comparators": {"equal_cost": {"arm": "itf"}}}), "unknown arm in comparators.equal_cost"),
+        (
+            changed(**TWO | {"contrasts": [{"control": "equal_cost", "matched": "flops", "verdict_size": "tiny"}]}),
+            "is matched on inference flops, found matched: flops",
+        ),
+        (
+            changed(**TWO | {"contrasts": [{"treatment": "ift", "control": "equal_cost", "verdict_size": "tiny"}]}),
+            "decides no verdict",
+        ),
+        (
+            changed(
+                **TWO | {"contrasts": [{"control": "equal_cost", "verdict_size": "tiny"}]},
+                tasks=[{"task": "max", "train": 3, "test": 4, "metric": "macro_f1"}],
+            ),
+            "equal_cost decides the verdict, and has no macro_f1, which task max is read in; leave that out",
+        ),
+        (
+            changed(**TWO | {"students": [SIZES[0], SIZES[1] | {"seeds": [7]}]}),
+            "comparators.equal_cost: ift and reasoning have no training seed in common",
         ),
     ],
 )
@@ -505,6 +531,17 @@ def test_sizes_and_seeds_may_be_added_and_which_were_is_known(tmp_path):
         declare(grown, tmp_path)
     assert seeds_declared(tmp_path) == {"tiny-ift": [3, 5], "tiny-reasoning": [3, 5]}
     assert seeds_declared(tmp_path / "elsewhere") is None
+
+
+def test_sizes_between_which_equal_cost_is_read_are_declared(tmp_path):
+    of = lambda rows, **row: validate(  # noqa: E731
+        StudySettings, changed(**TWO | {"students": rows, "comparators": {"equal_cost": row}}), source="study.yaml"
+    )
+    declare(of(SIZES), tmp_path)
+    more = [*SIZES, SIZES[0] | {"name": "third"}]
+    with pytest.raises(InputError, match=r"comparators\.equal_cost\.sizes.*third"):
+        declare(of(more), tmp_path)
+    declare(of(more, sizes=["tiny", "other"]), tmp_path)
 
 
 @pytest.mark.parametrize(

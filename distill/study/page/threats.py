@@ -17,6 +17,7 @@ _HELD_EQUAL = {
     "tokens": "read as many training tokens",
     "flops": "took as many training FLOPs",
     "output tokens": "spent as many output tokens on an answer or a vote",
+    "inference flops": "spent as many FLOPs on an answer, read between two sizes",
 }
 _BY_WORK = ("tokens", "flops")
 

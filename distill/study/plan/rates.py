@@ -5,8 +5,9 @@
 
 Training takes a time for every step, whatever is in it, and a time for every FLOP. Both are had from two short trainings,
 of the arms with the most and the fewest tokens a step; of one arm alone only the second. An answer takes a time of its own
-and one for each token, at each concurrency; both are had from loads of short and of long answers. As many of these run
-at a time as stages of the study do, so that what they take from each other is in it.
+and one for each token, at each concurrency; both are had from loads of short and of long answers. A server's start is timed
+the second time, since only the first of a study reads everything from disk. As many of these run at a time as stages of
+the study do, so that what they take from each other is in it.
 """
 
 import os
@@ -150,7 +151,10 @@ def _serve(
         levels = sorted({min(b.concurrency, EVALUATED_TOGETHER) for b in batches} | {1})
         own = {"dtype": subject.dtype, "max_model_len": prompt + max(TOKENS), "threads": threads}
         settings = place.settings.server.model_copy(update=own)
-        server = Server(str(folder), settings, place.out / FOLDER / f"{size}.server.log")
+        log = place.out / FOLDER / f"{size}.server.log"
+        with place.children.serving(Server(str(folder), settings, log)):
+            pass  # the first one reads from disk and compiles what all others of a study find there
+        server = Server(str(folder), settings, log)
         began = time.monotonic()
         rng = np.random.default_rng(0)
         with place.children.serving(server):
