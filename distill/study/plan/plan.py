@@ -6,17 +6,16 @@
     cells[]                      every arm in every size, one student of it: training, generation, memory, seconds
     asked[]                      the teacher and untrained bases that are asked the same questions
     stages[]                     traces, train, serve and ask: sums over what is missing and what is there
-    total                        device_hours, wall_hours (None where nobody knows how many devices), usd
+    total                        device_seconds, wall_seconds_here (None where this machine is not of the row), usd, training_flops
     detectable[], assumed        the smallest difference that can be shown, and under which assumptions
     actual                       beside a run, if there is one in `out`
     errors[], notes[]            what is wrong; what is of this machine or not known
 
-Hours are those of one device, devices counted; what is finished in `out` is not among them.
+Seconds are those of one device, devices counted; what is finished in `out` is not among them.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,7 +25,6 @@ from typing import Any
 import torch
 
 from distill import console
-from distill.artifact import Artifact
 from distill.errors import InputError
 from distill.evaluation.serving.profile import StudentProfileSettings
 from distill.evaluation.settings import EvaluateSettings
@@ -35,17 +33,19 @@ from distill.flops import Hardware, hardware
 from distill.packing.source import TraceSet, read_traces
 from distill.settings import validate
 from distill.study.cells import Cell, Member, cells
-from distill.study.outcomes import MemberOutcome
 from distill.study.plan import detectable as power
 from distill.study.plan.actual import beside, stage_seconds
 from distill.study.plan.answers import Answering, Batch, graded, under_load
-from distill.study.plan.counts import Lengths, Training, counted, expected
+from distill.study.plan.cell import PlannedCell
+from distill.study.plan.counts import Training, counted, expected
+from distill.study.plan.fits import keep_needs, require_room, require_teacher_fits, tensor_parallel
 from distill.study.plan.hub import from_the_cache_at_once
-from distill.study.plan.memory import GIB, Device, Need, is_divisible, while_serving, while_training
+from distill.study.plan.memory import Device
 from distill.study.plan.problems import Problems, engine, questions, runs_here, teachers
 from distill.study.plan.rates import Wanted, calibrate, read_rates
 from distill.study.plan.seconds import Assumed, Rates
 from distill.study.plan.shapes import Shape, model_shape, student_shape
+from distill.study.plan.sums import stages_of, total
 from distill.study.plan.teaching import Pairs, pairs_of, solved
 from distill.study.rows import TraceRow
 from distill.study.settings import StudySettings
@@ -58,7 +58,6 @@ from distill.training.settings import TrainSettings
 from distill.training.sizes import SIZES
 
 SCHEMA = "distill-plan/1"
-TENSOR_PARALLEL = "--tensor-parallel-size"
 
 
 def plan(
@@ -72,43 +71,6 @@ def plan(
         stack.enter_context(from_the_cache_at_once())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-plan-")))
         return _Plan(settings, out, scratch, hardware(row or settings.hardware)).make(measure)
-
-
-@dataclass
-class _Cell:
-    """One cell and what is known of it."""
-
-    cell: Cell
-    shape: Shape | None = None
-    training: Training | None = None
-    batches: list[Batch] = field(default_factory=list)
-    lengths: Lengths | None = None
-    trains: int = 0  # students that are trained for it, those of an arm asked otherwise not counted twice
-    trained: list[Artifact] = field(default_factory=list)
-    served: list[MemberOutcome] = field(default_factory=list)
-    seconds: dict[str, float | None] = field(default_factory=dict)  # of a stage of one student
-    took: dict[str, list[float | None]] = field(default_factory=lambda: {"train": [], "serve": []})  # of what is there
-    steps_seconds: float | None = None  # of its training, without the process's start
-    needs: dict[str, Need] = field(default_factory=dict)
-    votes: int = 0  # of its students, how many vote
-    vote_batches: list[Batch] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return self.cell.id
-
-    @property
-    def devices(self) -> int:
-        return self.cell.size.devices
-
-    @property
-    def generated(self) -> float:
-        """Tokens of one student, without votes."""
-        return sum(batch.generated for batch in self.batches)
-
-    @property
-    def voted(self) -> float:
-        return sum(batch.generated for batch in self.vote_batches)
 
 
 @dataclass
@@ -126,18 +88,17 @@ class _Plan:
             row.name: pairs_of(self.settings, row, self.place, self.problems) for row in self.settings.trace_rows
         }
         teachers(self.settings, [p.row for p in self.pairs.values() if not p.done], self.row, self.problems)
-        device = Device.of(self.row)
         for pairs in self.pairs.values():
             if pairs.source == "expected" and isinstance(pairs.row.teacher, VllmSettings):
-                self._serve_teacher(pairs, pairs.row.teacher, device)
-        found = [self._cell(cell, device) for cell in cells(self.settings)]
-        self._require_room(found)
+                self._serve_teacher(pairs, pairs.row.teacher)
+        found = [self._cell(cell) for cell in cells(self.settings)]
+        require_room(found, self.settings.students, self.row, self.problems)
         self._count_students(found)
-        rates = self._rates(found, device, measure)
+        rates = self._rates(found, measure)
         for one in found:
             self._time(one, rates)
-        beside = self._asked(found, rates, device)
-        stages = self._stages(found, beside)
+        beside = self._asked(found, rates)
+        stages = stages_of(found, beside, list(self.pairs.values()), self._usd, asked=not self.unasked)
         result = {
             "schema": SCHEMA,
             "title": self.settings.title,
@@ -146,10 +107,10 @@ class _Plan:
             "priced": {"usd_per_hour": self.row.price_usd_per_hour, "illustrative": self.row.illustrative},
             "rates": rates.describe(),
             "traces": [one.to_json() for one in self.pairs.values()],
-            "cells": [self._to_json(one) for one in found],
+            "cells": [one.to_json(self._usd) for one in found],
             "asked": beside,
             "stages": stages,
-            "total": self._total(stages),
+            "total": total(stages, self.row),
             "detectable": power.detectable(self.settings, {a.task.name: len(a.problems) for a in self.asked}),
             "assumed": power.ASSUMED,
             "actual": self._actual(found),
@@ -195,29 +156,21 @@ class _Plan:
     def _trainings(self) -> dict[str, Training | None]:
         return {}
 
-    def _serve_teacher(self, pairs: Pairs, teacher: VllmSettings, device: Device) -> None:
+    def _serve_teacher(self, pairs: Pairs, teacher: VllmSettings) -> None:
         """What a teacher takes that is served on devices of the row."""
         try:
             shape = model_shape(teacher.vllm, trained=False)
         except InputError as error:
             pairs.note = f"what the teacher takes is not known ({error})"
             return
+        require_teacher_fits(pairs, teacher, shape, self.row, self.problems)
         devices = tensor_parallel(teacher.server.arguments)
         limit, mean = teacher.max_tokens, pairs.mean
         means = [mean.reasoning] + ([mean.ift] if pairs.row.gold == "grade" else [])
         batches = [
             Batch("pairs", "", pairs.count, teacher.concurrency, mean.prompt, min(m, limit), limit) for m in means
         ]
-        need = while_serving(shape, device, devices, mean.prompt + limit)
-        if not is_divisible(shape.model, devices):
-            self.problems.add(f"traces {pairs.row.name}: {teacher.vllm} {spread(shape, devices)}")
-        if not need.fits:
-            self.problems.add(
-                f"traces {pairs.row.name}: serving {teacher.vllm} needs about {need.total / GIB:.1f} GiB on each of {devices} "
-                f"{self.row.name} ({need.largest}), which has {need.has / GIB:.1f} for it; give its server "
-                f"`arguments: [{TENSOR_PARALLEL}, N]`"
-            )
-        seconds = Assumed(self.row, device.kind, None).serving("teacher", shape, batches, devices)
+        seconds = Assumed(self.row, Device.of(self.row).kind, None).serving("teacher", shape, batches, devices)
         pairs.usd = self._usd(seconds, devices)
         pairs.seconds = 0.0 if seconds is None else seconds * devices
         if seconds is None:
@@ -225,8 +178,8 @@ class _Plan:
 
     # A cell.
 
-    def _cell(self, cell: Cell, device: Device) -> _Cell:
-        found = _Cell(cell)
+    def _cell(self, cell: Cell) -> PlannedCell:
+        found = PlannedCell(cell)
         member, asked = cell.students()[0], self._asking(cell)
         settings = member.train_settings(self.settings)
         first, shape_of = member.origin(self.settings), settings
@@ -262,7 +215,7 @@ class _Plan:
             names = {task.partition(":")[0] for task in rows} | rows
             voted = [a for a in self.asked if a.task.name in names]
             found.vote_batches = graded(voting, voted, how, "votes") if found.votes else []
-        self._keep_needs(found, settings, device)
+        keep_needs(found, settings, self.row, self.problems)
         return found
 
     def _untrained(self, member: Member) -> Path | None:
@@ -332,43 +285,7 @@ class _Plan:
             return None
         return expected(settings, shape, pairs.mean, pairs.count)
 
-    def _keep_needs(self, found: _Cell, settings: TrainSettings, device: Device) -> None:
-        size, shape = found.cell.size, found.shape
-        how = (settings, shape, found.training, device, size.devices, size.activation_checkpointing)
-        longest = max((b.prompt_tokens + b.longest for b in [*found.batches, *found.vote_batches]), default=0)
-        if found.training.origin is None and shape.positions is not None and longest > shape.positions:
-            self.problems.add(
-                f"{size.name}: a question of mean length and `max_tokens` of an answer need {longest:,.0f} positions, and "
-                f"{size.student} has {shape.positions:,}"
-            )
-        on_gpus = size.devices if device.kind == "cuda" else 1
-        if not is_divisible(shape.model, on_gpus):
-            self.problems.add(f"{size.name}: {size.student} {spread(shape, on_gpus)}")
-        serving = while_serving(shape, device, on_gpus, longest)
-        found.needs = {"training": while_training(*how), "serving": serving}
-
-    def _require_room(self, found: list[_Cell]) -> None:
-        """Say of every size that does not fit which of its cells needs most."""
-        for size in self.settings.students:
-            for what in ("training", "serving"):
-                large = [c for c in found if c.cell.size is size and c.needs and not c.needs[what].fits]
-                if not large:
-                    continue
-                worst = max(large, key=lambda cell: cell.needs[what].total)
-                need, more = worst.needs[what], f" (and {len(large) - 1} more of {size.name})" if len(large) > 1 else ""
-                less = (
-                    []
-                    if what == "serving" or size.activation_checkpointing == "full"
-                    else ["activation_checkpointing: full"]
-                )
-                cures = [*less, "more `devices`", *(["LoRA", "fewer row_tokens"] if what == "training" else [])]
-                self.problems.add(
-                    f"{worst.id}{more}: {what} needs about {need.total / GIB:.1f} GiB on each of {size.devices} "
-                    f"{self.row.name} ({need.largest}), which has {need.has / GIB:.1f} for it; give its student "
-                    f"{', or '.join(cures)}"
-                )
-
-    def _count_students(self, found: list[_Cell]) -> None:
+    def _count_students(self, found: list[PlannedCell]) -> None:
         """How many students each cell has trained for it, and what of it is there."""
         seen: set[str] = set()
         took = {} if self.out is None else stage_seconds(self.out)
@@ -398,19 +315,19 @@ class _Plan:
 
     # Seconds and money.
 
-    def _rates(self, found: list[_Cell], device: Device, measure: bool) -> Rates:
+    def _rates(self, found: list[PlannedCell], measure: bool) -> Rates:
         if self.row.peak_bf16_tflops is not None:
             peak = 1e12 * self.row.peak_bf16_tflops
         else:
             peak = self._peak_here()
-        assumed = Assumed(self.row, device.kind, peak)
+        assumed = Assumed(self.row, Device.of(self.row).kind, peak)
         if measure and not runs_here(self.row):
             raise InputError(f"--calibrate measures this machine, which is no {self.row.name}")
         if measure:
             self._measure(found)
         return read_rates(self.out, assumed) if self.out is not None and runs_here(self.row) else assumed
 
-    def _measure(self, found: list[_Cell]) -> None:
+    def _measure(self, found: list[PlannedCell]) -> None:
         """Calibrate each size that one device trains, with the arms of the shortest and the longest steps."""
         wanted: dict[str, list[Wanted]] = {}
         for one in found:
@@ -440,7 +357,7 @@ class _Plan:
         finally:
             torch.set_num_threads(before)
 
-    def _time(self, one: _Cell, rates: Rates) -> None:
+    def _time(self, one: PlannedCell, rates: Rates) -> None:
         if one.training is None:
             return
         size = one.cell.size.name
@@ -454,7 +371,7 @@ class _Plan:
             alone = one.seconds["serve"]
             one.seconds["votes"] = None if whole is None else whole - alone
 
-    def _run_again(self, one: _Cell) -> float:
+    def _run_again(self, one: PlannedCell) -> float:
         """What activation checkpointing makes of the FLOPs: a forward more, or with `selective` not all of it."""
         if one.cell.size.activation_checkpointing == "off":
             return 1.0
@@ -464,7 +381,7 @@ class _Plan:
         threads = self.threads if self.row.cores is not None else None
         return None if seconds is None else devices * self.row.usd(seconds, threads)
 
-    def _asked(self, found: list[_Cell], rates: Rates, device: Device) -> list[dict[str, Any]]:
+    def _asked(self, found: list[PlannedCell], rates: Rates) -> list[dict[str, Any]]:
         """What stands beside the arms and is asked once."""
         beside = []
         of_size = {one.cell.size.name: one for one in reversed(found) if one.lengths is not None}
@@ -509,112 +426,7 @@ class _Plan:
             "done": done,
         }
 
-    # Sums.
-
-    def _stages(self, found: list[_Cell], beside: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        missing = [(one, one.trains - len(one.trained)) for one in found]
-        train = self._sum("train", sum(one.trains for one in found), sum(len(one.trained) for one in found))
-        serve = self._sum("serve", sum(len(one.cell.seeds) for one in found), sum(len(one.served) for one in found))
-        for one, count in missing:
-            training, seconds = one.training, one.seconds.get("train")
-            _add(train, "tokens", training and training.tokens, one.trains)
-            _add(train, "flops", training and training.flops, one.trains)
-            _add(train, "device_seconds", seconds and seconds * one.devices, count)
-            _add(train, "usd", self._usd(seconds, one.devices), count)
-        for one in found:
-            students = len(one.cell.seeds)
-            count = students - len(one.served)
-            votes = min(one.votes, count)
-            _add(serve, "generated_tokens", one.generated if one.training and not self.unasked else None, students)
-            _add(serve, "generated_tokens", one.voted, one.votes)
-            for seconds, times in ((one.seconds.get("serve"), count), (one.seconds.get("votes", 0.0), votes)):
-                _add(serve, "device_seconds", seconds and seconds * one.devices, times)
-                _add(serve, "usd", self._usd(seconds, one.devices), times)
-        traces = self._sum("traces", len(self.pairs), sum(one.done for one in self.pairs.values()))
-        for pairs in self.pairs.values():
-            _add(traces, "generated_tokens", pairs.output_tokens, 1)
-            _add(traces, "usd", 0.0 if pairs.done else pairs.usd, 1)
-            _add(traces, "device_seconds", pairs.seconds, 1)
-        stages = [traces, train, serve]
-        if beside:
-            ask = self._sum("ask", len(beside), sum(one["done"] for one in beside))
-            for one in beside:
-                _add(ask, "generated_tokens", one["generated_tokens"], 1)
-                _add(ask, "device_seconds", one["seconds"] and one["seconds"] * one["devices"], int(not one["done"]))
-                _add(ask, "usd", one["usd"], int(not one["done"]))
-            stages.append(ask)
-        return stages
-
-    def _sum(self, name: str, jobs: int, done: int) -> dict[str, Any]:
-        numbers = {"tokens": 0, "generated_tokens": 0, "flops": 0.0, "device_seconds": 0.0, "usd": 0.0}
-        return {"stage": name, "jobs": jobs, "done": done, **numbers}
-
-    def _total(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        parts = [stage["device_seconds"] for stage in stages]
-        seconds = None if None in parts else sum(parts)
-        money = [stage["usd"] for stage in stages]
-        together = None
-        if runs_here(self.row) and seconds is not None:
-            slots = len(local_gpus()) or len(os.sched_getaffinity(0))
-            together = seconds / slots
-        return {
-            "device_seconds": seconds,
-            "wall_seconds_here": together,
-            "usd": None if None in money else sum(money),
-            "training_flops": stages[1]["flops"],
-        }
-
-    def _actual(self, found: list[_Cell]) -> list[dict[str, Any]] | None:
+    def _actual(self, found: list[PlannedCell]) -> list[dict[str, Any]] | None:
         if not any(one.trained or one.served for one in found):
             return None
         return beside(found)
-
-    def _to_json(self, one: _Cell) -> dict[str, Any]:
-        usd = {stage: self._usd(seconds, one.devices) for stage, seconds in one.seconds.items()}
-        return {
-            "id": one.id,
-            "size": one.cell.size.name,
-            "arm": one.cell.arm.id,
-            "student": one.cell.size.student,
-            "seeds": one.cell.seeds,
-            "devices": one.devices,
-            "parameters": one.shape and one.shape.parameters,
-            "trainable_parameters": one.shape and one.shape.trainable,
-            "shape_from": one.shape and one.shape.source,
-            "training": one.training and one.training.to_json(),
-            "trainings": one.trains,
-            "generation": [batch.to_json() for batch in one.batches],
-            "votes": [batch.to_json() for batch in one.vote_batches],
-            "voting_seeds": one.votes,
-            "seconds": one.seconds,
-            "usd": usd,
-            "memory": {name: need.to_json() for name, need in one.needs.items()},
-            "done": {"train": len(one.trained), "serve": len(one.served)},
-        }
-
-
-def spread(shape: Shape, devices: int) -> str:
-    """Why vLLM cannot spread a model of that shape."""
-    of = shape.model
-    return (
-        f"cannot be served by {devices} devices: vLLM wants a number that divides its {of.heads} attention heads and "
-        f"{of.intermediate:,} units of a layer, and divides its {of.kv_heads} key-value heads or is a multiple of them"
-    )
-
-
-def _add(stage: dict[str, Any], name: str, value: float | None, times: int) -> None:
-    """Nothing that is not known makes a sum known."""
-    if times == 0 or stage[name] is None:
-        return
-    stage[name] = None if value is None else stage[name] + value * times
-
-
-def tensor_parallel(arguments: Sequence[str]) -> int:
-    """Over how many devices a server with these arguments of vLLM's spreads a model.
-
-    >>> tensor_parallel(["--tensor-parallel-size", "4"]), tensor_parallel(["--tensor-parallel-size=2"]), tensor_parallel([])
-    (4, 2, 1)
-    """
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    after = words[words.index(TENSOR_PARALLEL) + 1 :] if TENSOR_PARALLEL in words else []
-    return int(after[0]) if after and after[0].isdecimal() else 1
