@@ -15,8 +15,7 @@ from distill.evaluation.statistics.matched_majority import affordable_votes, maj
 from distill.evaluation.statistics.resampling import Sample, of_scores
 from distill.flops import hardware
 from distill.study.cells import cells
-from distill.study.equal_cost import EqualCost
-from distill.study.found import AtEqualCost, Found, FoundCell, Spends, asked_and_graded
+from distill.study.found import Found, FoundCell, asked_and_graded
 from distill.study.outcomes import Graded, MemberOutcome
 from distill.study.routing.choices import Routed
 from distill.study.rows import StudentRow, TeacherRow
@@ -41,11 +40,6 @@ def found_beside(
         pair = _pair(settings, students, "majority", size, (row.arm, row.matched)) if row else None
         if pair and (majority := Majority(f"{size.name}-majority", settings, *pair)).seeds:
             found[majority.id] = majority
-        row = settings.comparators.equal_cost
-        matched = students.get(f"{size.name}-{row.matched}") if row and settings.seeds_of("equal_cost", size) else None
-        ladder = [students.get(f"{rung.name}-{row.arm}") for rung in settings.ladder] if matched else [None]
-        if None not in ladder and (equal := EqualCost(f"{size.name}-equal_cost", matched, ladder)).seeds:
-            found[equal.id] = equal
     for routed in routers(settings, students):
         found |= {routed.id: routed, routed.oracle.id: routed.oracle}
     return found
@@ -155,7 +149,7 @@ class AskedOnce(Found):
         }
 
 
-class Majority(AtEqualCost):
+class Majority(Found):
     """The vote of the students of one cell, who may spend as many output tokens on it as those of another on an answer.
 
     How many votes that buys is one number a task: the ratio of both cells' mean tokens over the seeds that they share.
@@ -190,21 +184,6 @@ class Majority(AtEqualCost):
 
     def capped(self, a: Asked) -> bool:
         return self.k(a) < self.affordable(a)
-
-    @property
-    def of(self) -> FoundCell:
-        return self.voters
-
-    def answering(self, a: Asked) -> FoundCell:
-        return self.voters
-
-    def spends(self, a: Asked) -> Spends:
-        return "less" if self.capped(a) else "as much"
-
-    def said(self, a: Asked) -> str:
-        k, afford = self.k(a), self.affordable(a)
-        cap = f", all that were drawn; the tokens pay for {afford}" if self.capped(a) else ""
-        return f"{self.id} is the majority of {k} answer{'s' if k > 1 else ''} of {self.voters.id}{cap}."
 
     def metrics(self, a: Asked) -> list[str]:
         return ["accuracy"] if a.task.name in self.tasks else []

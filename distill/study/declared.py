@@ -56,7 +56,7 @@ def declaration(settings: StudySettings) -> dict[str, Any]:
         away = {"teacher": {"url", "api_key_env"}}
         values["comparators"] = settings.comparators.model_dump(mode="json", exclude=away, exclude_none=True)
     if settings.comparators.equal_cost is not None:  # a size that is added later would be another control
-        values["comparators"]["equal_cost"]["sizes"] = [size.name for size in settings.ladder]
+        values["comparators"]["equal_cost"]["sizes"] = sorted(size.name for size in settings.ladder)
     rows = [*settings.contrasts, *settings.interactions]
     names = [arm for row in rows for name in (row.treatment, row.control) for arm in settings.arms_behind(name)]
     names += [size.after.arm for size in settings.students if size.after is not None]

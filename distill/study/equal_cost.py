@@ -1,112 +1,90 @@
-"""What an arm reaches for as many FLOPs an answer as another takes: the control of a verdict at equal inference cost."""
+"""The control of a comparison at equal inference cost: students of one arm whose answers cost less and more.
 
-from collections.abc import Iterable
+Hardly ever does a student cost just as much as another. So a student is compared with two: those of the arm, among its
+sizes, whose mean FLOPs an answer enclose its own. It pays where it beats both by the margin, and does not where it beats
+neither by it. That holds for a student in between too, wherever its accuracy would lie between theirs; nothing else is
+assumed of it. Which two is chosen by cost alone, so accuracy has no part in whom it is compared with.
+
+Both have to say it, an intersection-union test (Berger, 1982, Technometrics 24, 295-300): p is the larger of both, and 1 where one
+difference is a gain and the other a loss; the interval reaches from the lowest end to the highest.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from distill.evaluation.questions import Asked
-from distill.evaluation.statistics.resampling import Sample, of_scores
-from distill.study.found import AtEqualCost, FoundCell, Spends
-from distill.tasks.task import Columns
+from distill.study.found import FoundCell
+
+Spends = Literal["as much", "less", "more"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Between which two cells a cost lies, and how far it is from `below` to `above`; one of them twice where it is that
-    one's own, or outside of all."""
+class Enclosing:
+    """The cheaper and the dearer cell; one alone where it costs just as much, or where all `spend` less or more."""
 
-    below: FoundCell
-    above: FoundCell
-    share: float
-    spends: Spends = "as much"
+    cells: tuple[FoundCell, ...]
+    spends: Spends
 
 
-class EqualCost(AtEqualCost):
-    """Accuracy of one arm at the cost of `matched`: between those two of its sizes whose mean FLOPs an answer enclose it, over
-    the logarithm of the cost, along which accuracy grows about evenly. Two students that share the questions at that mean
-    cost reach less, so the line asks more of reasoning.
+def enclosing(treatment: FoundCell, ladder: Iterable[FoundCell], a: Asked) -> Enclosing:
+    """The cells of `ladder` that enclose the mean FLOPs of an answer of `treatment` to a task, over all seeds of each."""
+    costs = sorted(((cell.mean(a, "flops"), cell) for cell in ladder), key=lambda one: one[0])
+    at = treatment.mean(a, "flops")
+    below, above = [one for one in costs if one[0] <= at], [one for one in costs if one[0] >= at]
+    if not below:
+        return Enclosing((above[0][1],), "more")
+    if not above:
+        return Enclosing((below[-1][1],), "less")
+    ends = (below[-1],) if below[-1][0] == at else (below[-1], above[0])
+    return Enclosing(tuple(cell for _, cell in ends), "as much")
 
-    Which two is chosen by cost alone. No accuracy decides whom reasoning is compared with, and there is nothing of that kind to
-    correct for; analysis/equal_cost.py compares with the best there is instead. Means of FLOPs over all questions and
-    seeds are taken as known: they vary far less than accuracies do. Outside of all sizes the nearest one stands.
-    """
 
-    def __init__(self, name: str, matched: FoundCell, ladder: Iterable[FoundCell]) -> None:
-        super().__init__()
-        self.id, self.matched, self.ladder = name, matched, list(ladder)
-        self.seeds = [s for s in matched.seeds if all(s in cell.members for cell in self.ladder)]
-        self._places: dict[str, Place] = {}
+def merged(parts: Sequence[dict[str, Any]], spends: Spends) -> dict[str, Any]:
+    """What contrasts with each of the enclosing cells say together, the cheaper first."""
+    points, share = [part["difference_points"] for part in parts], _share(parts)
+    one_sign = len({math.copysign(1, p["value"]) for p in points if p["value"]}) <= 1
+    together = lambda name: max(part[name] for part in parts) if one_sign else 1.0  # noqa: E731
+    return parts[0] | {
+        "difference_points": {
+            "value": (1 - share) * points[0]["value"] + share * points[-1]["value"],
+            "low": min(p["low"] for p in points),
+            "high": max(p["high"] for p in points),
+        },
+        "p_value": together("p_value"),
+        "p_value_students": together("p_value_students"),
+        "detectable_points": max(part["detectable_points"] for part in parts),
+        "per_seed": [],
+        "n_seeds": min(part["n_seeds"] for part in parts),
+        "subject": min((part["subject"] for part in parts), key=lambda s: s != "these trained students"),
+        **dict.fromkeys(("token_factor", "token_factor_interval", "flops_factor", "flops_factor_interval")),
+        "training_tokens_factor": None,
+        "at_equal_cost": {
+            "spends": spends,
+            "between": [
+                {"cell": part["control"]}
+                | {name: part[name] for name in ("difference_points", "p_value", "n_seeds")}
+                | {name: part[name] for name in ("flops_factor", "token_factor")}
+                for part in parts
+            ],
+        },
+    }
 
-    def place(self, a: Asked) -> Place:
-        if a.task.name not in self._places:
-            self._places[a.task.name] = self._place(a)
-        return self._places[a.task.name]
 
-    def _place(self, a: Asked) -> Place:
-        at = self.matched.mean(a, "flops", self.seeds)
-        costs = sorted(((cell.mean(a, "flops", self.seeds), cell) for cell in self.ladder), key=lambda one: one[0])
-        if at < costs[0][0]:
-            return Place(costs[0][1], costs[0][1], 0.0, "more")
-        (low, below), *_ = [one for one in costs if one[0] <= at][::-1]
-        (high, above), *_ = [one for one in costs if one[0] >= at] or [(low, below)]
-        if high <= low:
-            return Place(below, below, 0.0, "as much" if low == at else "less")
-        return Place(below, above, float(np.log(at / low) / np.log(high / low)))
+def _share(parts: Sequence[dict[str, Any]]) -> float:
+    """How far the cost is from the first's to the last's, in its logarithm, along which accuracy grows about evenly."""
+    low, high = (math.log(parts[i]["flops_factor"]) for i in (0, -1))
+    return min(max(low / (low - high), 0.0), 1.0) if low > high else 0.0
 
-    @property
-    def of(self) -> FoundCell:
-        return self.ladder[0]
 
-    def spends(self, a: Asked) -> Spends:
-        return self.place(a).spends
-
-    def answering(self, a: Asked) -> FoundCell:
-        """The nearer of both."""
-        place = self.place(a)
-        return place.above if place.share > 0.5 else place.below
-
-    def metrics(self, a: Asked) -> list[str]:
-        return ["accuracy"] if self.seeds else []
-
-    def _resample(self, a: Asked, metric: str, seed: int | None) -> Sample:
-        return of_scores(self.per_question(a, metric, seed))
-
-    def columns(self, a: Asked, metric: str, seeds: list[int]) -> list[Columns]:
-        raise NotImplementedError("a line between two students has scores and no rows")
-
-    def per_question(self, a: Asked, name: str, seed: int | None) -> np.ndarray:
-        place = self.place(a)
-        low, high = (cell.per_question(a, name, seed) for cell in (place.below, place.above))
-        return self._scale(a, name) * ((1 - place.share) * low + place.share * high)
-
-    def mean(self, a: Asked, name: str, seeds: Iterable[int] | None = None) -> float | None:
-        place, seeds = self.place(a), self.seeds if seeds is None else seeds
-        low, high = (cell.mean(a, name, seeds) for cell in (place.below, place.above))
-        return self._scale(a, name) * ((1 - place.share) * low + place.share * high)
-
-    def _scale(self, a: Asked, name: str) -> float:
-        """FLOPs are as many as those that it is matched to, where a line over their logarithm has more."""
-        place = self.place(a)
-        if name != "flops" or place.below is place.above:
-            return 1.0
-        low, high = (cell.mean(a, "flops", self.seeds) for cell in (place.below, place.above))
-        return self.matched.mean(a, "flops", self.seeds) / ((1 - place.share) * low + place.share * high)
-
-    def describe(self, a: Asked) -> dict[str, Any]:
-        """What a contrast says of it in the results."""
-        place = self.place(a)
-        between = [place.below.id] if place.below is place.above else [place.below.id, place.above.id]
-        return {"between": between, "share": place.share, "spends": place.spends}
-
-    def said(self, a: Asked) -> str:
-        place = self.place(a)
-        at, low, high = (cell.mean(a, "flops", self.seeds) for cell in (self.matched, place.below, place.above))
-        if place.below is not place.above:
-            return (
-                f"{self.id} is read between {place.below.id} and {place.above.id}, which take {low / at:.2g} and "
-                f"{high / at:.2g} times the FLOPs an answer."
-            )
-        end = {"as much": "", "less": ", the dearest there is", "more": ", the cheapest there is"}[place.spends]
-        return f"{self.id} is {place.below.id}{end}, which takes {low / at:.2g} times the FLOPs an answer."
+def said(contrast: dict[str, Any]) -> str:
+    """Whom it was compared with, as a sentence."""
+    ends = [
+        f"{end['cell']} at {1 / end['flops_factor']:.2g} times the FLOPs an answer ({d['value']:+.1f} points, {d['low']:+.1f} to "
+        f"{d['high']:+.1f})"
+        for end in contrast["at_equal_cost"]["between"]
+        for d in [end["difference_points"]]
+    ]
+    which = {"as much": "", "less": ", the dearest there is", "more": ", the cheapest there is"}
+    return f"It stands against {' and '.join(ends)}{which[contrast['at_equal_cost']['spends']]}."

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from distill.study.cells import Cell
 from distill.study.outcomes import MemberOutcome
 from distill.tasks.task import Columns
 
-Spends = Literal["as much", "less", "more"]  # than the side that it is matched to
 _ASKED = ("traces", "think", "mode", "thinking_budget")  # of an arm's row, where it says them
 
 
@@ -71,29 +70,6 @@ class Found(ABC):
             found[metric] = {**asdict(score(samples, confidence=confidence))}
             found[metric]["per_seed"] = [sample.value for sample in samples]
         return found
-
-
-class AtEqualCost(Found):
-    """What an answer of `matched` costs, spent otherwise: a comparator that may decide a verdict at equal inference cost."""
-
-    matched: "FoundCell"
-
-    @property
-    @abstractmethod
-    def of(self) -> "FoundCell":
-        """Of whose arm it is made."""
-
-    @abstractmethod
-    def answering(self, a: Asked) -> "FoundCell":
-        """The cell whose answers are shown for its own."""
-
-    @abstractmethod
-    def spends(self, a: Asked) -> Spends:
-        """On an answer, beside `matched`."""
-
-    @abstractmethod
-    def said(self, a: Asked) -> str:
-        """What it is on a task, as a sentence."""
 
 
 class FoundCell(Found):

@@ -5,7 +5,7 @@ Everything that depends on a clock lies under a key named `measured`; the rest i
 
 import os
 import platform
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ from distill.study.analysis.family import correct
 from distill.study.analysis.interactions import sentence as said_of_interaction
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
-from distill.study.equal_cost import EqualCost
-from distill.study.found import AtEqualCost, Found, FoundCell
+from distill.study.equal_cost import Spends, enclosing, merged
+from distill.study.equal_cost import said as stands_against
+from distill.study.found import Found, FoundCell
 from distill.study.outcomes import MemberOutcome
 from distill.study.rows import ContrastRow, TraceRow, common_seeds
-from distill.study.settings import StudySettings
+from distill.study.settings import EQUAL_COST, StudySettings
 from distill.tasks.procedural import ProceduralTask
 from distill.tasks.task import Task
 
@@ -62,20 +63,21 @@ def build_results(
             row,
             a,
             sides,
-            _contrast(settings, row, size.name, a, metric, *sides)
+            _contrast(settings, row, size.name, a, metric, sides)
             | {"primary": row.verdict_size == size.name and metric == metrics[a.task.name]},
         )
         for row in settings.contrasts
         for size in settings.students
         for a in asked
         for metric in a.task.metrics
-        if (sides := _sides(found, size.name, row)) and all(metric in side.metrics(a) for side in sides)
+        if (sides := _sides(settings, found, size.name, row, a))
+        and all(metric in side.metrics(a) for side in sides.all)
     ]
     contrasts = [contrast for *_, contrast in compared]
     analysis = analyse(settings, asked, found, traces)
     correct(contrasts, analysis["interactions"], metrics)
     for row, a, sides, contrast in compared:
-        _decide(contrast, settings, row, a, *sides)
+        _decide(contrast, settings, row, a, sides)
     for entry in analysis["interactions"]:
         entry["sentence"] = said_of_interaction(entry, settings.confidence)
     primary = [c for c in contrasts if c["primary"]]
@@ -107,9 +109,7 @@ def build_results(
             f.describe(asked, settings.confidence) | {"seeds_added": _seeds_added(settings, f, seeds_declared)}
             for f in students.values()
         ],
-        "comparators": [
-            f.describe(asked, settings.confidence) for f in beside.values() if not isinstance(f, EqualCost)
-        ],
+        "comparators": [f.describe(asked, settings.confidence) for f in beside.values()],
         "contrasts": contrasts,
         "verdicts": [
             {
@@ -126,9 +126,66 @@ def build_results(
     }
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """Who is compared: a treatment with a control, or at equal inference cost with the one or two that enclose its cost."""
+
+    treatment: Found
+    controls: tuple[Found, ...]
+    spends: Spends  # the controls, beside what was declared
+
+    @property
+    def control(self) -> Found:
+        return self.controls[0]
+
+    @property
+    def all(self) -> tuple[Found, ...]:
+        return self.treatment, *self.controls
+
+
+def _sides(settings: StudySettings, found: dict[str, Found], size: str, row: ContrastRow, a: Asked) -> _Sides | None:
+    """Both sides of a contrast in a size; None unless they are there, with training seeds in common."""
+    treatment, control = (
+        found.get(name if name == TEACHER else f"{size}-{name}") for name in (row.treatment, row.control)
+    )
+    if row.control == EQUAL_COST:
+        return _at_equal_cost(settings, found, treatment, a)
+    if treatment is None or control is None or not common_seeds(treatment.seeds, control.seeds):
+        return None
+    return _Sides(treatment, (control,), "less" if _capped(treatment, control, a) else "as much")
+
+
+def _at_equal_cost(
+    settings: StudySettings, found: dict[str, Found], treatment: Found | None, a: Asked
+) -> _Sides | None:
+    """A treatment with those of the sizes that there are which enclose its cost."""
+    rungs = (found.get(f"{rung.name}-{settings.comparators.equal_cost.arm}") for rung in settings.ladder)
+    ladder = [cell for cell in rungs if cell is not None]
+    if treatment is None or not ladder:
+        return None
+    enclosed = enclosing(treatment, ladder, a)
+    if not all(common_seeds(treatment.seeds, cell.seeds) for cell in enclosed.cells):
+        return None
+    return _Sides(treatment, enclosed.cells, enclosed.spends)
+
+
 def _contrast(
+    settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, sides: _Sides
+) -> dict[str, Any]:
+    parts = [_difference(settings, row, size, a, metric, sides.treatment, control) for control in sides.controls]
+    contrast = parts[0] | {"at_equal_cost": None}
+    if row.control == EQUAL_COST:
+        contrast = merged(parts, sides.spends) | {"control": f"{size}-{EQUAL_COST}"}
+    return contrast | {
+        "matched_on": row.matched if sides.spends == "as much" else "nothing",
+        "declared_matched_on": row.matched,
+    }
+
+
+def _difference(
     settings: StudySettings, row: ContrastRow, size: str, a: Asked, metric: str, treatment: Found, control: Found
 ) -> dict[str, Any]:
+    """Of one student from another of the same seed."""
     seeds = common_seeds(treatment.seeds, control.seeds)
     samples = treatment.samples(a, metric, seeds), control.samples(a, metric, seeds)
     between = difference(*samples)
@@ -163,8 +220,6 @@ def _contrast(
         "metric": metric,
         "treatment": treatment.id,
         "control": control.id,
-        "matched_on": "nothing" if _unmatched(treatment, control, a) else row.matched,
-        "declared_matched_on": row.matched,
         "difference_points": asdict(points),
         "p_value": between.p_value,
         "p_value_students": p_students,
@@ -178,29 +233,28 @@ def _contrast(
         "token_factor_interval": interval("tokens"),
         "flops_factor_interval": interval("flops"),
         "training_tokens_factor": factor("training_tokens"),
-        "at_equal_cost": next((s.describe(a) for s in (treatment, control) if isinstance(s, EqualCost)), None),
     }
 
 
-def _decide(
-    contrast: dict[str, Any], settings: StudySettings, row: ContrastRow, a: Asked, treatment: Found, control: Found
-) -> None:
+def _decide(contrast: dict[str, Any], settings: StudySettings, row: ContrastRow, a: Asked, sides: _Sides) -> None:
     """Add `verdict` and `sentence`, which follow from all contrasts: from this one's p-value among the others."""
     points, margin, confidence = Interval(**contrast["difference_points"]), settings.margin_points, settings.confidence
     alone, verdict = decide(points, margin), decide(points, margin, significant=contrast["p_holm"] <= 1 - confidence)
-    more, off = [], _unmatched(treatment, control, a)
+    treatment, control, more = sides.treatment, sides.control, []
     if verdict != alone:
         p = contrast["p_holm"]
         more.append(f"The interval alone would do; after Holm's correction for all that was declared p is {p:.3f}.")
-    # Who spends less than was declared is worse than the one to compare with, and who spends more is better.
-    favoured = off is not None and (off is control) == (off.spends(a) == "less")
-    if off is not None and verdict == ("pays" if favoured else "does not pay"):
-        more.append(f"The interval would say that it {verdict}, but {off.id} spent {off.spends(a)}.")
+    # Who may not spend as much as was declared is worse than the one to compare with, and who spends more is better.
+    favoured = (sides.spends == "less") == (not isinstance(treatment, Majority))
+    if sides.spends != "as much" and verdict == ("pays" if favoured else "does not pay"):
+        what = "the vote" if row.control != EQUAL_COST else contrast["control"]
+        more.append(f"The interval would say that it {verdict}, but {what} spent {sides.spends}.")
         verdict = "cannot tell"
     contrast["verdict"] = verdict
     said = [sentence(contrast, margin, confidence, on_reasoning=_on_reasoning(treatment, control)), *more]
-    said += [side.said(a) for side in (treatment, control) if isinstance(side, AtEqualCost)]
-    if off is not None:
+    said += [_of_votes(side, a) for side in (treatment, control) if isinstance(side, Majority)]
+    said += [stands_against(contrast)] if row.control == EQUAL_COST else []
+    if sides.spends != "as much":
         said.append(f"Declared as matched on {row.matched}; what both have equally much of is nothing.")
     if row.matched == "questions":
         shown = (
@@ -254,6 +308,12 @@ def _bill(made: Artifact | None) -> dict[str, Any]:
     }
 
 
+def _of_votes(majority: Majority, a: Asked) -> str:
+    k, afford = majority.k(a), majority.affordable(a)
+    cap = f", all that were drawn; the tokens pay for {afford}" if majority.capped(a) else ""
+    return f"{majority.id} is the majority of {k} answer{'s' if k > 1 else ''} of {majority.voters.id}{cap}."
+
+
 def _majority_beside(
     contrast: dict[str, Any], contrasts: list[dict[str, Any]], asked: list[Asked], found: dict[str, Found]
 ) -> str:
@@ -277,20 +337,16 @@ def _majority_beside(
 
 def _on_reasoning(treatment: Found, control: Found) -> bool:
     """Whether a contrast is about training on reasoning as such, against answers alone or the vote of several."""
-    control = control.of if isinstance(control, AtEqualCost) else control
+    control = control.voters if isinstance(control, Majority) else control
     arms = [side.cell.arm.arm if side.cell is not None else None for side in (treatment, control)]
     return arms == ["reasoning", "ift"]
 
 
-def _answering(found: Found, a: Asked) -> Found:
-    return found.answering(a) if isinstance(found, AtEqualCost) else found
-
-
-def _unmatched(treatment: Found, control: Found, a: Asked) -> AtEqualCost | None:
-    """The side of a contrast that is matched to the other's cost and could not spend just that."""
-    for side, other in ((treatment, control), (control, treatment)):
-        if isinstance(side, AtEqualCost) and side.matched is other and side.spends(a) != "as much":
-            return side
+def _capped(treatment: Found, control: Found, a: Asked) -> Majority | None:
+    """The majority of a contrast, where it was matched to the other side's tokens and drew too few answers for that."""
+    for majority, other in ((treatment, control), (control, treatment)):
+        if isinstance(majority, Majority) and majority.matched is other and majority.capped(a):
+            return majority
     return None
 
 
@@ -301,15 +357,6 @@ def _seeds_added(settings: StudySettings, found: FoundCell, declared: dict[str, 
     if declared is None or found.cell.arm.id not in compared:
         return []
     return [seed for seed in found.seeds if seed not in declared.get(found.id, [])]
-
-
-def _sides(found: dict[str, Found], size: str, row: ContrastRow) -> tuple[Found, Found] | None:
-    """Both sides of a contrast in a size; None unless both are there, with a training seed in common."""
-    names = (name if name == TEACHER else f"{size}-{name}" for name in (row.treatment, row.control))
-    treatment, control = (found.get(name) for name in names)
-    if treatment is None or control is None or not common_seeds(treatment.seeds, control.seeds):
-        return None
-    return treatment, control
 
 
 def _points(interval: Interval) -> Interval:
@@ -362,16 +409,18 @@ def _examples(settings: StudySettings, asked: list[Asked], found: dict[str, Foun
     """Two questions a task on which the verdict's two arms differ, or else its first two, as both answered them.
 
     Both students have the first training seed that the arms have in common; of several answers the first is shown, and of
-    a majority its voters' own, of what is read between two students those of the nearer.
+    a majority its voters' own, and of two that enclose a cost the cheaper.
     """
     row = next(c for c in settings.contrasts if c.verdict_size is not None)
-    pair = _sides(found, row.verdict_size, row)
-    if pair is None:
-        return []
-    seed = common_seeds(*(f.seeds for f in pair))[0]
     examples = []
     for a in asked:
-        shown = [(f.id, seed, f.members[seed].graded) for f in (_answering(side, a) for side in pair)]
+        sides = _sides(settings, found, row.verdict_size, row, a)
+        if sides is None:
+            continue
+        pair = sides.treatment, sides.control
+        seed = common_seeds(*(f.seeds for f in pair))[0]
+        pair = [f.voters if isinstance(f, Majority) else f for f in pair]
+        shown = [(f.id, seed, f.members[seed].graded) for f in pair]
         answers = [graded.answers[a.task.name][:: graded.samples(a)] for _, _, graded in shown]
         indices = range(len(a.problems))
         differing = [i for i in indices if answers[0][i].correct != answers[1][i].correct]

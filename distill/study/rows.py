@@ -221,11 +221,10 @@ class MajorityRow(Settings):
 
 
 class EqualCostRow(Settings):
-    """What students of `arm` reach for as many FLOPs an answer as those of `matched` take: between the two of `sizes` whose
-    answers cost less and more."""
+    """The control of a contrast at equal inference cost: students of `arm`, in the two of `sizes` whose FLOPs an answer enclose those
+    of the treatment."""
 
     arm: str = "ift"
-    matched: str = "reasoning"
     sizes: Annotated[Names, Field(min_length=2)] | None = Field(None, description="all that have the arm when left out")
 
 

@@ -1,7 +1,6 @@
 """A study as one YAML file: its rows (rows.py), and whether they fit each other."""
 
 from collections.abc import Iterable
-from functools import reduce
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -35,9 +34,9 @@ from distill.training.sizes import SIZES, check_student
 
 _OF_A_ROW = {"student", "seed", "answers", "match", "arm"}  # fields of a training that rows say
 _OF_THE_STUDY = {"questions", "mode", "think", "thinking_budgets", "few_shot", "engine"}
-_AT_EQUAL_COST = {"majority": "output tokens", "equal_cost": "inference flops"}  # comparators that decide, and by what
 _OF_A_SERVER = {"kv_cache_gib", "startup_timeout_s", "arguments"}  # the others are those of what it serves
-_BESIDE_ARMS = {"teacher", "base", "majority", "equal_cost", "router", "oracle"}  # what the results call them
+EQUAL_COST = "equal_cost"  # the control that is two students (equal_cost.py)
+_BESIDE_ARMS = {"teacher", "base", "majority", EQUAL_COST, "router", "oracle"}  # what the results call them
 
 
 class StudySettings(Settings):
@@ -134,19 +133,25 @@ class StudySettings(Settings):
             getattr(self.comparators, name).students or [size.name]
         ):
             return []
-        if name == "equal_cost":
-            row = self.comparators.equal_cost
-            seeds = [self.arm_row(row.matched).seeds_in(size)]
-            seeds += [self.arm_row(row.arm).seeds_in(rung) for rung in self.ladder]
-        else:
-            seeds = [self.arm_row(arm).seeds_in(size) for arm in self.arms_behind(name)]
-        return reduce(common_seeds, seeds)
+        seeds = [self.arm_row(arm).seeds_in(size) for arm in self.arms_behind(name)]
+        return common_seeds(*seeds) if len(seeds) == 2 else seeds[0]
 
     @property
     def ladder(self) -> list[StudentRow]:
-        """The sizes between which equal cost is read."""
+        """The sizes of `equal_cost`; none without it."""
         row = self.comparators.equal_cost
+        if row is None:
+            return []
         return [s for s in self.students if (s.name in row.sizes if row.sizes else self.arm_row(row.arm).seeds_in(s))]
+
+    def seeds_compared(self, contrast: ContrastRow, size: StudentRow) -> list[list[int]]:
+        """The training seeds in common of every two students that a contrast may compare in a size: one list, but for
+        `equal_cost`, of which there is one for each of its sizes."""
+        treatment = self.seeds_of(contrast.treatment, size)
+        if contrast.control != EQUAL_COST:
+            return [common_seeds(treatment, self.seeds_of(contrast.control, size))]
+        arm = self.arm_row(self.comparators.equal_cost.arm)
+        return [common_seeds(treatment, arm.seeds_in(rung)) for rung in self.ladder]
 
     def arms_behind(self, name: str) -> list[str]:
         """The arms whose students an arm or comparator is made of; none of what was not trained."""
@@ -155,7 +160,7 @@ class StudySettings(Settings):
             "teacher": [],
             "base": [],
             "majority": of.majority and [of.majority.arm, of.majority.matched],
-            "equal_cost": of.equal_cost and [of.equal_cost.arm, of.equal_cost.matched],
+            EQUAL_COST: of.equal_cost and [of.equal_cost.arm],
             "router": of.router and [of.router.thinks, of.router.direct],
         }
         return pairs.get(name, [name])
@@ -167,9 +172,10 @@ class StudySettings(Settings):
     def matched_on(self, contrast: ContrastRow) -> Matched:
         """What both sides of a contrast have equally much of, in every size that has both. Raises InputError."""
         names, of = (contrast.treatment, contrast.control), self.comparators
-        for kind, spent in _AT_EQUAL_COST.items():
-            if getattr(of, kind) is not None and {*names} == {kind, getattr(of, kind).matched}:
-                return spent
+        if of.majority is not None and {*names} == {"majority", of.majority.matched}:
+            return "output tokens"
+        if contrast.control == EQUAL_COST and contrast.treatment not in of.names:
+            return "inference flops"
         if any(name in of.names for name in names):
             return "nothing"
         found = set()
@@ -267,25 +273,29 @@ class StudySettings(Settings):
             raise ValueError(
                 "comparators.teacher: gives no likelihoods, which evaluation.score asks for; leave one out"
             )
-        if of.equal_cost is not None and of.equal_cost.arm == of.equal_cost.matched:
-            raise ValueError(f"comparators.equal_cost: arm and matched are the same, {of.equal_cost.arm}")
         if of.router is not None and of.router.thinks == of.router.direct:
             raise ValueError(f"comparators.router: thinks and direct are the same arm, {of.router.direct}")
-        for kind in {"majority", "equal_cost", "router"} & {*of.names}:
-            row, pair = getattr(of, kind), self.arms_behind(kind)
-            _require_known(pair, arms, f"arm in comparators.{kind}")
-            if kind == "equal_cost":
-                _require_known(row.sizes, sizes, "size in comparators.equal_cost")
-                if len(self.ladder) < 2:
-                    raise ValueError(
-                        f"comparators.equal_cost: expected {row.arm} in two sizes or more to read it between"
-                    )
-            chosen = getattr(row, "students", None)
+        if (row := of.equal_cost) is not None:
+            _require_known([row.arm], arms, "arm in comparators.equal_cost")
+            _require_known(row.sizes, sizes, "size in comparators.equal_cost")
+            if without := [s.name for s in self.ladder if not self.arm_row(row.arm).seeds_in(s)]:
+                raise ValueError(f"comparators.equal_cost: there is no {row.arm} in {without[0]}")
+            if len(self.ladder) < 2:
+                raise ValueError(f"comparators.equal_cost: expected {row.arm} in two sizes or more")
+        pairs = {
+            "majority": of.majority and (of.majority.arm, of.majority.matched),
+            "router": of.router and (of.router.thinks, of.router.direct),
+        }
+        for kind, pair in pairs.items():
+            if pair is None:
+                continue
+            _require_known(list(pair), arms, f"arm in comparators.{kind}")
+            row = getattr(of, kind)
             without = [s.name for s in self.students if not self.seeds_of(kind, s)]
-            if without == sizes or set(without) & set(chosen or []):
+            if without == sizes or set(without) & set(row.students or []):
                 raise ValueError(
                     f"comparators.{kind}: {pair[0]} and {pair[1]} have no training seed in common in "
-                    f"{', '.join(chosen or ['any size'])}"
+                    f"{', '.join(row.students or ['any size'])}"
                 )
 
     def _contrasts_agree(self, sizes: list[str], arms: list[str]) -> None:
@@ -318,29 +328,32 @@ class StudySettings(Settings):
         names = (contrast.treatment, contrast.control)
         compared = [name for name in names if name in self.comparators.names]
         decides = contrast.verdict_size is not None
-        if len(compared) == 2 or (compared and decides and self.matched_on(contrast) not in _AT_EQUAL_COST.values()):
+        at_equal_cost = self.matched_on(contrast) in ("output tokens", "inference flops")
+        if len(compared) == 2 or (compared and decides and not at_equal_cost):
             raise ValueError(
                 f"contrasts: {compared[0]} is a comparator, which may stand beside an arm but decides no verdict, but for "
-                "the majority or equal_cost against the arm that it is matched to"
+                "the majority against the arm that it is matched to, and equal_cost as a control"
             )
-        if compared and decides:
-            self._require_accuracy(compared[0])
-        paired = [s.name for s in self.students if common_seeds(*(self.seeds_of(name, s) for name in names))]
+        if contrast.treatment == EQUAL_COST:
+            raise ValueError("contrasts: equal_cost is what an arm is compared with; name it as the control")
+        if contrast.control == EQUAL_COST and contrast.treatment == self.comparators.equal_cost.arm:
+            raise ValueError(f"contrasts: equal_cost is made of {contrast.treatment}, which is compared with itself")
+        if "majority" in compared and decides:
+            self._require_votes()
+        paired = [s.name for s in self.students if all(self.seeds_compared(contrast, s))]
         where = contrast.verdict_size or "any size"
         if not paired or contrast.verdict_size not in (None, *paired):
             raise ValueError(
                 f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
             )
 
-    def _require_accuracy(self, kind: str) -> None:
-        """What decides at equal cost is known in right answers alone: of nothing else can there be a majority."""
-        tasks = getattr(getattr(self.comparators, kind), "tasks", None)
+    def _require_votes(self) -> None:
+        """A verdict that votes decide is of right answers: of nothing else can there be a majority."""
         for row in self.tasks:
-            if row.metric != "accuracy" and row.task in (tasks or [row.task]):
-                other = ", or name other tasks under comparators.majority" if kind == "majority" else ""
+            if row.metric != "accuracy" and row.task in (self.comparators.majority.tasks or [row.task]):
                 raise ValueError(
-                    f"contrasts: {kind} decides the verdict, and has no {row.metric}, which task {row.task} is read in; leave "
-                    f"that out{other}"
+                    f"contrasts: the majority decides the verdict, and has no {row.metric}, which task {row.task} is read "
+                    "in; leave that out, or name other tasks under comparators.majority"
                 )
 
     def _with_matching(self, contrast: ContrastRow) -> ContrastRow:

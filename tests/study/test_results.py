@@ -19,10 +19,11 @@ from distill.evaluation.questions import ask
 from distill.evaluation.settings import Questions
 from distill.evaluation.statistics.intervals import difference
 from distill.evaluation.statistics.resampling import of_scores
-from distill.evaluation.statistics.significance import holm
+from distill.evaluation.statistics.significance import holm, sign_flip_test
 from distill.flops import ModelShape, hardware
 from distill.settings import validate
 from distill.study.cells import cells
+from distill.study.equal_cost import merged
 from distill.study.outcomes import MemberOutcome
 from distill.study.page import render
 from distill.study.results import build_results
@@ -347,9 +348,7 @@ def test_a_verdict_at_equal_inference_cost_is_read_against_the_vote_of_as_many_t
     assert (verdict["contrast"], verdict["verdict"]) == (contrast["id"], "cannot tell" if capped else "pays")
     assert contrast["declared_matched_on"] == "output tokens" and contrast["subject"] == "reasoning"
     assert contrast["matched_on"] == ("nothing" if capped else "output tokens")
-    assert ("but tiny-majority spent less" in verdict["sentence"]) == capped and "against tiny-majority" in verdict[
-        "sentence"
-    ]
+    assert ("the vote spent less" in verdict["sentence"]) == capped and "against tiny-majority" in verdict["sentence"]
     assert verdict["sentence"].count("is right on") == 0  # the vote is not told of twice
     assert {answer["cell"] for e in results["examples"] for answer in e["answers"]} == {"tiny-reasoning", "tiny-ift"}
     assert "spent as many output tokens" in render(results) or capped
@@ -359,9 +358,9 @@ SIZES = ("small", "middle", "large")
 
 
 def of_sizes(contrasts: list[dict], **values: object) -> StudySettings:
-    """Three sizes with both arms, and ift at the cost of reasoning."""
+    """Three sizes with both arms, and ift at the cost of what it is compared with."""
     sizes = [{"name": name, "student": "tiny", "learning_rate": 0.003, "seeds": [0, 1, 2]} for name in SIZES]
-    return preset(students=sizes, comparators={"equal_cost": {}}, contrasts=contrasts, **values)
+    return preset(**{"students": sizes, "comparators": {"equal_cost": {}}, "contrasts": contrasts} | values)
 
 
 def answered(
@@ -372,13 +371,7 @@ def answered(
     for name, outcome in outcomes.items():
         cell = name.rpartition("-seed")[0]
         answers = [
-            replace(
-                a,
-                answer_tokens=tokens[cell],
-                prompt_tokens=random.randint(20, 30),
-                correct=r,
-                answer=a.gold if r else "",
-            )
+            replace(a, answer_tokens=tokens[cell], prompt_tokens=25, correct=r, answer=a.gold if r else "")
             for a in read_answers(outcome.evaluation.path / "answers.parquet")
             for r in [random.random() < right[cell]]
         ]
@@ -386,45 +379,69 @@ def answered(
     return outcomes
 
 
-def test_a_verdict_at_equal_inference_cost_is_read_between_two_sizes(tmp_path):
+def lengths(ift: list[int], reasoning: list[int]) -> dict[str, int]:
+    """Of the answers of each cell: the sizes in any order of ift's lengths, which then are the order of its costs."""
+    drawn = random.sample(ift, 3)
+    return {f"{size}-ift": n for size, n in zip(SIZES, drawn, strict=True)} | {
+        f"{size}-reasoning": n for size, n in zip(SIZES, reasoning, strict=True)
+    }
+
+
+def test_a_verdict_at_equal_inference_cost_is_against_the_two_sizes_that_enclose_it(tmp_path):
     settings = of_sizes([{"control": "equal_cost", "verdict_size": "small"}])
     assert settings.contrasts[0].matched == "inference flops"
-    tokens = {f"{size}-ift": n for size, n in zip(SIZES, random.sample([3, 20, 150], 3), strict=True)}
-    long = dict(zip(SIZES, random.sample(range(21, 149), 3), strict=True))
-    tokens |= {f"{size}-reasoning": n for size, n in long.items()}
-    right = {cell: 1.0 if "reasoning" in cell else random.choice([0.1, 0.3]) for cell in tokens}
+    tokens = lengths([3, 20, 150], random.sample(range(21, 149), 3))
+    right = {cell: random.choice([0.3, 0.9]) for cell in tokens}
     outcomes = answered(settings, tmp_path, tokens, right)
     results = build_results(settings, outcomes, {}, command="")
     cells = {cell["id"]: cell["tasks"]["max"] for cell in results["cells"]}
     cost = lambda name: cells[name]["inference"]["flops_per_answer"]  # noqa: E731
-    below, above = (next(name for name in tokens if name.endswith("ift") and tokens[name] == n) for n in (20, 150))
+    ends = [next(name for name in tokens if name.endswith("ift") and tokens[name] == n) for n in (20, 150)]
     assert [c["size"] for c in results["contrasts"]] == list(SIZES)
+    scores = lambda cell: [  # noqa: E731
+        [float(a.correct) for a in read_answers(outcomes[f"{cell}-seed{s}"].evaluation.path / "answers.parquet")]
+        for s in range(3)
+    ]
     for contrast in results["contrasts"]:
-        size, treatment = contrast["size"], contrast["treatment"]
-        share = math.log(cost(treatment) / cost(below)) / math.log(cost(above) / cost(below))
-        assert contrast["at_equal_cost"] == {
-            "between": [below, above],
-            "share": pytest.approx(share),
-            "spends": "as much",
-        }
-        expected = cells[treatment]["metrics"]["accuracy"]["value"]
-        for weight, end in ((1 - share, below), (share, above)):
-            expected -= weight * cells[end]["metrics"]["accuracy"]["value"]
-        assert contrast["difference_points"]["value"] == pytest.approx(100 * expected)
-        assert contrast["flops_factor"] == pytest.approx(1) and contrast["control"] == f"{size}-equal_cost"
+        treatment, parts = contrast["treatment"], contrast["at_equal_cost"]["between"]
+        assert contrast["control"] == f"{contrast['size']}-equal_cost" and contrast["token_factor"] is None
+        assert [part["cell"] for part in parts] == ends and contrast["at_equal_cost"]["spends"] == "as much"
+        both = []
+        for part in parts:  # each is a contrast of its own
+            assert part["flops_factor"] == pytest.approx(cost(treatment) / cost(part["cell"]))
+            pairs = zip(scores(treatment), scores(part["cell"]), strict=True)
+            alone = difference(*zip(*((of_scores(t), of_scores(c)) for t, c in pairs), strict=True))
+            interval = alone.interval(0.95)
+            both.append((100 * interval.value, 100 * interval.low, 100 * interval.high, alone.p_value))
+            points = part["difference_points"]
+            assert (points["value"], points["low"], points["high"], part["p_value"]) == pytest.approx(both[-1])
+        values, lows, highs, p = zip(*both, strict=True)
+        points = contrast["difference_points"]
+        assert (points["low"], points["high"]) == pytest.approx((min(lows), max(highs)))
+        share = math.log(cost(treatment) / cost(ends[0])) / math.log(cost(ends[1]) / cost(ends[0]))
+        assert points["value"] == pytest.approx((1 - share) * values[0] + share * values[1])
+        assert contrast["p_value"] == pytest.approx(max(p) if values[0] * values[1] >= 0 else 1)
+        assert contrast["n_seeds"] == 3 and contrast["subject"] == "reasoning"
         assert contrast["matched_on"] == contrast["declared_matched_on"] == "inference flops"
-        assert f"read between {below} and {above}" in contrast["sentence"] and contrast["subject"] == "reasoning"
-    (verdict,) = results["verdicts"]
-    assert verdict["verdict"] == "pays"  # always right against hardly ever
-    near = {below, above}
-    shown = [[answer["cell"] for answer in e["answers"]] for e in results["examples"]]
-    assert shown and all(left == "small-reasoning" and other in near for left, other in shown)
-    # It is no model: nothing serves a line, so it stands on no frontier and among no comparators.
-    assert not results["comparators"] and not any(
-        "equal_cost" in str(point["id"]) for entry in results["analysis"]["frontier"] for point in entry["points"]
-    )
+        assert all(f"{end} at" in contrast["sentence"] for end in ends)
+        low, high = points["low"], points["high"]
+        wanted = "pays" if low >= 2 and contrast["p_holm"] <= 0.05 else "does not pay" if high < 2 else "cannot tell"
+        assert contrast["verdict"] == wanted
+    assert all(e["answers"][1]["cell"] == ends[0] for e in results["examples"]) and results["examples"]
+    assert not results["comparators"] and not results["analysis"]["scaling"]  # it is no student of its own
     text = render(results)
-    assert "spent as many FLOPs on an answer, read between two sizes" in text
+    assert "spent as many FLOPs on an answer, between those of two sizes" in text
+
+
+def test_reasoning_does_not_pay_at_equal_cost_where_a_cheaper_student_is_better_and_a_dearer_one_worse(tmp_path):
+    settings = of_sizes([{"control": "equal_cost", "verdict_size": "small"}])
+    tokens = lengths([3, 20, 150], [60, 60, 60])
+    right = {cell: {3: 0.1, 20: 1.0, 60: 0.5, 150: 0.0}[n] for cell, n in tokens.items()}
+    results = build_results(settings, answered(settings, tmp_path, tokens, right), {}, command="")
+    for contrast in results["contrasts"]:
+        cheap, dear = (part["difference_points"]["value"] for part in contrast["at_equal_cost"]["between"])
+        assert cheap < 0 < dear
+        assert (contrast["verdict"], contrast["p_value"], contrast["p_holm"]) == ("cannot tell", 1, 1)
 
 
 @pytest.mark.parametrize(("spends", "right", "verdict"), [
@@ -435,9 +452,7 @@ def test_a_verdict_at_equal_inference_cost_is_read_between_two_sizes(tmp_path):
 ])  # fmt: skip
 def test_where_no_size_costs_as_much_only_the_unfavoured_side_wins(tmp_path, spends, right, verdict):
     settings = of_sizes([{"control": "equal_cost", "verdict_size": "middle"}])
-    ift = [random.randint(20, 50) for _ in SIZES]
-    tokens = {f"{size}-ift": n for size, n in zip(SIZES, ift, strict=True)}
-    tokens |= {f"{size}-reasoning": 200 if spends == "less" else 2 for size in SIZES}
+    tokens = lengths(random.sample(range(20, 50), 3), [200 if spends == "less" else 2] * 3)
     outcomes = answered(settings, tmp_path, tokens, {cell: right[cell.partition("-")[2]] for cell in tokens})
     results = build_results(settings, outcomes, {}, command="")
     (found,) = results["verdicts"]
@@ -445,30 +460,74 @@ def test_where_no_size_costs_as_much_only_the_unfavoured_side_wins(tmp_path, spe
     assert (found["verdict"], contrast["matched_on"]) == (verdict, "nothing")
     assert contrast["declared_matched_on"] == "inference flops" and contrast["at_equal_cost"]["spends"] == spends
     (end,) = contrast["at_equal_cost"]["between"]
-    assert tokens[end] == (max if spends == "less" else min)(ift)
+    ift = [n for cell, n in tokens.items() if cell.endswith("ift")]
+    assert tokens[end["cell"]] == (max if spends == "less" else min)(ift)
     assert (f"middle-equal_cost spent {spends}" in found["sentence"]) == (verdict == "cannot tell")
     assert ("dearest" if spends == "less" else "cheapest") in found["sentence"]
+    assert f"max (the control spent {spends})" in render(results)
 
 
-def test_students_as_good_as_the_line_are_hardly_ever_said_to_be_better_or_worse():
-    """Seeds of three cells scatter apart, questions are shared: at most 5 % of differences are found where there are none."""
-    rng, wrong, studies = np.random.default_rng(random.getrandbits(64)), 0, 600
+def test_a_size_that_costs_just_as_much_stands_alone(tmp_path):
+    settings = of_sizes([{"control": "equal_cost", "verdict_size": "small"}])
+    tokens = lengths([3, 20, 150], [20, 3, 150])
+    results = build_results(settings, answered(settings, tmp_path, tokens, dict.fromkeys(tokens, 0.5)), {}, command="")
+    for contrast in results["contrasts"]:
+        (end,) = contrast["at_equal_cost"]["between"]
+        assert tokens[end["cell"]] == tokens[contrast["treatment"]] and end["flops_factor"] == pytest.approx(1)
+        assert contrast["difference_points"] == end["difference_points"] and contrast["p_value"] == end["p_value"]
+        assert contrast["at_equal_cost"]["spends"] == "as much" and contrast["matched_on"] == "inference flops"
+
+
+def test_students_that_failed_take_nothing_from_what_does_not_need_them(tmp_path):
+    """Seeds are those in common with each of the two, and a size that is gone leaves the next."""
+    settings = of_sizes([{"control": "equal_cost", "verdict_size": "small"}])
+    tokens = dict(
+        zip([f"{s}-{arm}" for arm in ("ift", "reasoning") for s in SIZES], [3, 20, 150, 10, 60, 5], strict=True)
+    )
+    outcomes = answered(settings, tmp_path, tokens, dict.fromkeys(tokens, 0.5))
+    del outcomes["large-ift-seed2"]
+    by_size = lambda: {c["size"]: c for c in build_results(settings, outcomes, {}, command="")["contrasts"]}  # noqa: E731
+    found = by_size()
+    assert {size: c["n_seeds"] for size, c in found.items()} == {"small": 3, "middle": 2, "large": 3}
+    assert found["middle"]["subject"] == "these trained students" and found["small"]["subject"] == "reasoning"
+    for seed in range(3):
+        del outcomes[f"middle-ift-seed{seed}"]
+    between = {size: [end["cell"] for end in c["at_equal_cost"]["between"]] for size, c in by_size().items()}
+    assert all(cells == ["small-ift", "large-ift"] for cells in between.values()) and len(between) == 3
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_student_between_those_that_enclose_its_cost_is_hardly_ever_said_to_differ(seeds):
+    """As good as the cheaper, as the dearer, or in between: no difference to be found, whichever is the better one."""
+    rng, studies, wrong = np.random.default_rng(random.getrandbits(64)), 400, 0
+    low, high, worse = 0.3, rng.choice([0.3, 0.6, 0.95]), bool(rng.integers(2))
+    at, spread = rng.choice([low, high, (low + high) / 2]), 0.05 * (seeds > 1)  # one seed says nothing of others
     for _ in range(studies):
-        share, questions = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8, 150)
-        shifts = rng.normal(0, 0.05, (3, 3))
-        low, high, line = (
-            [(rng.random(150) < np.clip(level + shift, 0, 1)).astype(float) for shift in of_cell]
-            for level, of_cell in zip(
-                (questions - 0.1, questions + 0.1, questions + 0.2 * share - 0.1), shifts, strict=True
-            )
-        )
-        control = [of_scores((1 - share) * a + share * b) for a, b in zip(low, high, strict=True)]
-        between = difference([of_scores(scores) for scores in line], control)
-        wrong += between.p_value <= 0.05
-        interval = between.interval(0.95)
-        assert interval.low <= interval.value <= interval.high
-    # 600 studies at just 5 % give more than 47 once in a thousand times.
-    assert wrong <= 47
+        hard = rng.normal(0, 0.15, 100)
+        students = [
+            [
+                (rng.random(100) < np.clip(level + shift + hard, 0, 1)).astype(float)
+                for shift in rng.normal(0, spread, seeds)
+            ]
+            for level in (at, *((high, low) if worse else (low, high)))
+        ]
+        treatment, *controls = [[of_scores(scores) for scores in of_cell] for of_cell in students]
+        parts = []
+        for control in controls:
+            between = difference(treatment, control)
+            interval = between.interval(0.95)
+            p = between.p_value
+            if seeds == 1:
+                p = sign_flip_test(np.array(treatment[0].scores) - control[0].scores)
+                interval = replace(between, exact_p=p).interval(0.95)
+            points = {"value": interval.value, "low": interval.low, "high": interval.high}
+            part = dict.fromkeys(("detectable_points", "n_seeds", "flops_factor", "token_factor"), 1.0)
+            part |= {"subject": "reasoning", "control": "x", "difference_points": points}
+            parts.append(part | {"p_value": p, "p_value_students": p})
+        found = merged(parts, "as much")
+        points = found["difference_points"]
+        wrong += found["p_value"] <= 0.05 or not points["low"] <= 0 <= points["high"]
+    assert wrong <= 36  # 400 studies at just 5 % give more than 36 once in a thousand times
 
 
 def test_seeds_that_were_added_are_told(tmp_path):

@@ -176,26 +176,36 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
         (changed(comparators={"equal_cost": {}}), "expected ift in two sizes or more"),
         (changed(comparators={"equal_cost": {"sizes": ["tiny"]}}), "comparators.equal_cost.sizes"),
         (changed(**TWO | {"comparators": {"equal_cost": {"sizes": ["tiny", "others"]}}}), "did you mean 'other'"),
-        (changed(**TWO | {"comparators": {"equal_cost": {"arm": "reasoning"}}}), "arm and matched are the same"),
+        (
+            changed(
+                **TWO | {"comparators": {"equal_cost": {"arm": "reasoning"}}},
+                contrasts=[{"control": "equal_cost", "verdict_size": "tiny"}],
+            ),
+            "equal_cost is made of reasoning, which is compared with itself",
+        ),
         (changed(**TWO | {"comparators": {"equal_cost": {"arm": "itf"}}}), "unknown arm in comparators.equal_cost"),
         (
             changed(**TWO | {"contrasts": [{"control": "equal_cost", "matched": "flops", "verdict_size": "tiny"}]}),
             "is matched on inference flops, found matched: flops",
         ),
         (
-            changed(**TWO | {"contrasts": [{"treatment": "ift", "control": "equal_cost", "verdict_size": "tiny"}]}),
-            "decides no verdict",
+            changed(**TWO | {"contrasts": [{"verdict_size": "tiny"}, {"treatment": "equal_cost"}]}),
+            "name it as the control",
         ),
         (
             changed(
-                **TWO | {"contrasts": [{"control": "equal_cost", "verdict_size": "tiny"}]},
-                tasks=[{"task": "max", "train": 3, "test": 4, "metric": "macro_f1"}],
-            ),
-            "equal_cost decides the verdict, and has no macro_f1, which task max is read in; leave that out",
+                **TWO,
+                arms=[{"arm": "ift", "students": ["tiny"]}, {"arm": "reasoning"}],
+            )
+            | {"comparators": {"equal_cost": {"sizes": ["tiny", "other"]}}},
+            "comparators.equal_cost: there is no ift in other",
         ),
         (
-            changed(**TWO | {"students": [SIZES[0], SIZES[1] | {"seeds": [7]}]}),
-            "comparators.equal_cost: ift and reasoning have no training seed in common",
+            changed(
+                **TWO | {"students": [SIZES[0], SIZES[1] | {"seeds": [7]}]},
+                contrasts=[{"control": "equal_cost", "verdict_size": "tiny"}],
+            ),
+            "reasoning and equal_cost have no training seed in common in tiny",
         ),
     ],
 )
@@ -541,7 +551,7 @@ def test_sizes_between_which_equal_cost_is_read_are_declared(tmp_path):
     more = [*SIZES, SIZES[0] | {"name": "third"}]
     with pytest.raises(InputError, match=r"comparators\.equal_cost\.sizes.*third"):
         declare(of(more), tmp_path)
-    declare(of(more, sizes=["tiny", "other"]), tmp_path)
+    declare(of(more[::-1], sizes=["other", "tiny"]), tmp_path)
 
 
 @pytest.mark.parametrize(

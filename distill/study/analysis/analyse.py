@@ -20,7 +20,6 @@ from distill.study.analysis.scaling import Gain, in_points, scaling
 from distill.study.analysis.seed_sd import Variance, pooled, ratio, variance
 from distill.study.analysis.views import ALL, frontiers
 from distill.study.comparators import TEACHER
-from distill.study.equal_cost import EqualCost
 from distill.study.found import Found, FoundCell
 from distill.study.rows import common_seeds
 from distill.study.settings import StudySettings
@@ -35,8 +34,7 @@ def analyse(
     """Everything but what the contrasts say themselves. `found`: cells and comparators by id. `traces`: the sets of
     pairs by name, for what the teacher cost. Interactions lack what follows from all that was declared (family.py)."""
     confidence, pairs = settings.confidence, list(_pairs(settings, asked, found))
-    models = {name: one for name, one in found.items() if not isinstance(one, EqualCost)}
-    of_costs, at_equal_cost = frontiers(settings, asked, models)
+    of_costs, at_equal_cost = frontiers(settings, asked, found)
     return {
         "frontier": of_costs,
         "equal_cost": at_equal_cost,
@@ -232,8 +230,6 @@ def _break_even(settings: StudySettings, pair: Pair, traces: Mapping[str, Artifa
     entry = {"task": pair.a.task.name, "size": pair.size, "treatment": pair.names[0], "control": pair.names[1]}
     sides, seeds, confidence = (pair.treatment, pair.control), pair.seeds, settings.confidence
     each = [_known([usd_per_answer(side, pair.a, seed) for seed in seeds]) for side in sides]
-    if any(isinstance(side, EqualCost) for side in sides):
-        return entry | {"measured": None, "reason": "a line between two sizes is no student that could be served"}
     if any(usd is None for usd in each):
         return entry | {"measured": None, "reason": "an answer of one of both has no price"}
     training = [np.array([training_usd(side, seed) for seed in seeds]) for side in sides]

@@ -10,6 +10,7 @@ from distill.study.page.reading import (
     analysis,
     colour,
     confidence,
+    decided_on,
     decides,
     entries,
     of_contrast,
@@ -161,7 +162,7 @@ def tokens_figure(results: dict) -> Figure | None:
                 groups.setdefault(title, []).append(bar)
     if not groups:
         return None
-    sides = [c.get(side) for c in primary(results) for side in ("treatment", "control")]
+    sides = decided_on(results)
     panels, cut = [], len(groups) > MOST_PANELS
     for title in [name for name in names if name in groups] if not many else list(groups):
         # The sides of the verdict's contrast are never left out.

@@ -13,13 +13,13 @@ from distill.study.page.reading import (
     arm_family,
     colour,
     confidence,
+    decided_on,
     ends,
     entries,
     judged_by,
     marks,
     metric_name,
     pick,
-    primary,
     size_keys,
     with_interval,
 )
@@ -185,7 +185,7 @@ def _loud(results: dict, view: _View) -> set[str]:
     """The points to name: all where they are few; else the frontier's surest and the sides of the verdict's contrast."""
     if len(view.points) <= _ALL_LOUD:
         return {p["id"] for p in view.points}
-    sides = [c.get(side) for c in primary(results) for side in ("treatment", "control")]
+    sides = decided_on(results)
     order = sorted(
         view.points,
         key=lambda p: (

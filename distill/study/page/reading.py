@@ -133,9 +133,20 @@ def of_contrast(contrast: dict) -> tuple[str, str]:
     return treatment, control
 
 
+def sides_of(contrast: dict) -> tuple[object, list]:
+    """The ids of the treatment and of its control; of the students that enclose its cost, where that is the control."""
+    between = pick(contrast.get("at_equal_cost"), "between") or []
+    return contrast.get("treatment"), [pick(one, "cell") for one in between] or [contrast.get("control")]
+
+
 def primary(results: dict) -> list[dict]:
     """The contrasts that decide a verdict."""
     return [contrast for contrast in results.get("contrasts") or [] if contrast.get("primary")]
+
+
+def decided_on(results: dict) -> set:
+    """The ids of all that a verdict compares."""
+    return {name for c in primary(results) for treatment, controls in [sides_of(c)] for name in (treatment, *controls)}
 
 
 def decides(results: dict, entry: dict) -> bool:

@@ -2,7 +2,18 @@
 
 from distill.report.blocks import Check
 from distill.report.numbers import compact, count, fixed, percent, times, usd
-from distill.study.page.reading import analysis, arm_family, entries, in_line, pick, primary, rates, with_interval
+from distill.study.page.reading import (
+    analysis,
+    arm_family,
+    decided_on,
+    entries,
+    in_line,
+    pick,
+    primary,
+    rates,
+    sides_of,
+    with_interval,
+)
 
 # Below this share of unfinished answers, and above it of answers in the trained format, nothing is worth a warning.
 _TRUNCATED, _IN_FORMAT = 0.005, 0.99
@@ -17,7 +28,7 @@ _HELD_EQUAL = {
     "tokens": "read as many training tokens",
     "flops": "took as many training FLOPs",
     "output tokens": "spent as many output tokens on an answer or a vote",
-    "inference flops": "spent as many FLOPs on an answer, read between two sizes",
+    "inference flops": "spent as many FLOPs on an answer, between those of two sizes",
 }
 _BY_WORK = ("tokens", "flops")
 
@@ -66,7 +77,7 @@ def _truncation(results: dict) -> Check | None:
             f"At most {percent(rate)}\u00a0% of any student's answers to a task hit the length limit.",
             concern=False,
         )
-    sides = {c.get(side) for c in primary(results) for side in ("treatment", "control")}
+    sides = decided_on(results)
     rate, cell, task, result = max([x for x in cut if x[1] in sides and x[0] > _TRUNCATED] or cut, key=lambda x: x[0])
     finished = result.get("accuracy_finished")
     whose = "behind the verdicts" if cell in sides else "of all"
@@ -133,6 +144,15 @@ def _sign(results: dict) -> Check | None:
 def _matching(results: dict) -> Check | None:
     title, contrasts = "What the arms were matched on", results.get("contrasts") or []
     deciding = primary(results)
+    dear = [c for c in deciding if pick(c, "at_equal_cost", "spends") not in (None, "as much")]
+    if dear:
+        said = (f"{c['task']} (the control spent {c['at_equal_cost']['spends']})" for c in dear)
+        return Check(
+            title,
+            f"No control costs as much as what it is compared with on {_listed(said)}. There the sizes do not enclose the cost: a "
+            "verdict that this could have caused is left open.",
+            concern=True,
+        )
     if any(c.get("matched_on") == "nothing" for c in deciding):
         return Check(
             title,
@@ -199,22 +219,14 @@ def _room(results: dict) -> Check | None:
     known = {entry["id"]: entry for entry in entries(results)}
     margin, none, nothing, seen = (results.get("margin_points") or 0.0) / 100, [], [], 0
     for contrast in primary(results):
-        values = [
-            pick(
-                known.get(contrast.get(side)),
-                "tasks",
-                contrast["task"],
-                "metrics",
-                contrast.get("metric") or "accuracy",
-                "value",
-            )
-            for side in ("treatment", "control")
-        ]
+        treatment, controls = sides_of(contrast)
+        path = ("tasks", contrast["task"], "metrics", contrast.get("metric") or "accuracy", "value")
+        values = [pick(known.get(name), *path) for name in (treatment, *controls)]
         if None in values:
             continue
         seen += 1
-        if values[1] > 1 - margin:
-            none.append(f"{contrast['task']} ({percent(values[1])}\u00a0%)")
+        if max(values[1:]) > 1 - margin:
+            none.append(f"{contrast['task']} ({percent(max(values[1:]))}\u00a0%)")
         if max(values) < margin:
             nothing.append(contrast["task"])
     if not seen:
@@ -441,8 +453,9 @@ def _answers(results: dict) -> Check | None:
     cells = {cell["id"]: cell for cell in results["cells"]}
     differ = []
     for contrast in results.get("contrasts") or []:
-        sources = [pick(cells.get(contrast.get(side)), "answers") for side in ("treatment", "control")]
-        if None not in sources and sources[0] != sources[1]:
+        treatment, controls = sides_of(contrast)
+        sources = [pick(cells.get(name), "answers") for name in (treatment, *controls)]
+        if None not in sources and len(set(sources)) > 1:
             differ.append(contrast["id"])
     if not differ:
         return None

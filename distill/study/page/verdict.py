@@ -175,7 +175,7 @@ def verdict_figure(results: dict) -> Figure | None:
     return Figure(
         title="Differences behind the verdicts",
         caption=(
-            f"Each line is a difference between two students with its {confidence(results)} interval. Shaded: gains "
+            f"Each line is a difference between students with its {confidence(results)} interval. Shaded: gains "
             f"below the margin of {fixed(margin)} points declared before the run. An interval wholly beyond the shade means "
             "“pays”, where Holm's correction leaves it significant, wholly in it “does not pay”, across its edge “cannot "
             f"tell”.{rest}"

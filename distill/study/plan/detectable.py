@@ -10,7 +10,6 @@ from typing import Any
 
 from distill.evaluation.statistics.intervals import SEEDS_FOR_A_CLAIM
 from distill.evaluation.statistics.power import POWER, expected_spread, minimum_detectable_difference
-from distill.study.rows import common_seeds
 from distill.study.settings import StudySettings
 
 DISCORDANCE, SEED_SPREAD = 0.2, 0.02
@@ -21,9 +20,8 @@ def detectable(settings: StudySettings, questions: dict[str, int]) -> list[dict[
     found = []
     for row in settings.contrasts:
         for size in settings.students:
-            sides = [settings.seeds_of(name, size) for name in (row.treatment, row.control)]
-            seeds = common_seeds(*sides)
-            if not seeds and None not in sides:
+            seeds = min(settings.seeds_compared(row, size), key=len)
+            if not seeds:
                 continue
             for task, count in questions.items():
                 if "majority" in (row.treatment, row.control) and not _votes(settings, task):
