@@ -26,7 +26,7 @@ from distill.study.analysis.family import correct
 from distill.study.analysis.interactions import sentence as said_of_interaction
 from distill.study.cells import cells
 from distill.study.comparators import TEACHER, Majority, found_beside
-from distill.study.equal_cost import Spends, enclosing, merged
+from distill.study.equal_cost import Enclosing, Spends, enclosing, merged
 from distill.study.equal_cost import said as stands_against
 from distill.study.found import Found, FoundCell
 from distill.study.outcomes import MemberOutcome
@@ -133,10 +133,12 @@ class _Sides:
     treatment: Found
     controls: tuple[Found, ...]
     spends: Spends  # the controls, beside what was declared
+    enclosing: Enclosing | None = None  # the controls, of `equal_cost`
 
     @property
     def control(self) -> Found:
-        return self.controls[0]
+        """The one whose answers are shown: of several the first that encloses the cost."""
+        return self.controls[0 if self.enclosing is None else self.enclosing.near.index(True)]
 
     @property
     def all(self) -> tuple[Found, ...]:
@@ -161,12 +163,10 @@ def _at_equal_cost(
     """A treatment with those of the sizes that there are which enclose its cost."""
     rungs = (found.get(f"{rung.name}-{settings.comparators.equal_cost.arm}") for rung in settings.ladder)
     ladder = [cell for cell in rungs if cell is not None]
-    if treatment is None or not ladder:
+    if treatment is None:
         return None
     enclosed = enclosing(treatment, ladder, a)
-    if not all(common_seeds(treatment.seeds, cell.seeds) for cell in enclosed.cells):
-        return None
-    return _Sides(treatment, enclosed.cells, enclosed.spends)
+    return None if enclosed is None else _Sides(treatment, enclosed.cells, enclosed.spends, enclosed)
 
 
 def _contrast(
@@ -174,8 +174,8 @@ def _contrast(
 ) -> dict[str, Any]:
     parts = [_difference(settings, row, size, a, metric, sides.treatment, control) for control in sides.controls]
     contrast = parts[0] | {"at_equal_cost": None}
-    if row.control == EQUAL_COST:
-        contrast = merged(parts, sides.spends) | {"control": f"{size}-{EQUAL_COST}"}
+    if sides.enclosing is not None:
+        contrast = merged(parts, sides.enclosing) | {"control": f"{size}-{EQUAL_COST}"}
     return contrast | {
         "matched_on": row.matched if sides.spends == "as much" else "nothing",
         "declared_matched_on": row.matched,
@@ -345,7 +345,8 @@ def _on_reasoning(treatment: Found, control: Found) -> bool:
 def _capped(treatment: Found, control: Found, a: Asked) -> Majority | None:
     """The majority of a contrast, where it was matched to the other side's tokens and drew too few answers for that."""
     for majority, other in ((treatment, control), (control, treatment)):
-        if isinstance(majority, Majority) and majority.matched is other and majority.capped(a):
+        matched = isinstance(majority, Majority) and majority.matched is other and majority.metrics(a)
+        if matched and majority.capped(a):
             return majority
     return None
 

@@ -328,14 +328,14 @@ class StudySettings(Settings):
         names = (contrast.treatment, contrast.control)
         compared = [name for name in names if name in self.comparators.names]
         decides = contrast.verdict_size is not None
+        if contrast.treatment == EQUAL_COST:
+            raise ValueError("contrasts: equal_cost is what an arm is compared with; name it as the control")
         at_equal_cost = self.matched_on(contrast) in ("output tokens", "inference flops")
         if len(compared) == 2 or (compared and decides and not at_equal_cost):
             raise ValueError(
                 f"contrasts: {compared[0]} is a comparator, which may stand beside an arm but decides no verdict, but for "
                 "the majority against the arm that it is matched to, and equal_cost as a control"
             )
-        if contrast.treatment == EQUAL_COST:
-            raise ValueError("contrasts: equal_cost is what an arm is compared with; name it as the control")
         if contrast.control == EQUAL_COST and contrast.treatment == self.comparators.equal_cost.arm:
             raise ValueError(f"contrasts: equal_cost is made of {contrast.treatment}, which is compared with itself")
         if "majority" in compared and decides:
@@ -345,6 +345,7 @@ class StudySettings(Settings):
         if not paired or contrast.verdict_size not in (None, *paired):
             raise ValueError(
                 f"contrasts: {contrast.treatment} and {contrast.control} have no training seed in common in {where}"
+                + (f" and each of {', '.join(s.name for s in self.ladder)}" if contrast.control == EQUAL_COST else "")
             )
 
     def _require_votes(self) -> None:

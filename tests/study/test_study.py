@@ -205,7 +205,7 @@ def test_every_preset_is_valid_and_names_its_cells_apart(preset):
                 **TWO | {"students": [SIZES[0], SIZES[1] | {"seeds": [7]}]},
                 contrasts=[{"control": "equal_cost", "verdict_size": "tiny"}],
             ),
-            "reasoning and equal_cost have no training seed in common in tiny",
+            "reasoning and equal_cost have no training seed in common in tiny and each of tiny, other",
         ),
     ],
 )

@@ -134,9 +134,9 @@ def of_contrast(contrast: dict) -> tuple[str, str]:
 
 
 def sides_of(contrast: dict) -> tuple[object, list]:
-    """The ids of the treatment and of its control; of the students that enclose its cost, where that is the control."""
-    between = pick(contrast.get("at_equal_cost"), "between") or []
-    return contrast.get("treatment"), [pick(one, "cell") for one in between] or [contrast.get("control")]
+    """The ids of the treatment and of its control; of the students around its cost, where that is the control."""
+    around = pick(contrast.get("at_equal_cost"), "students") or []
+    return contrast.get("treatment"), [pick(one, "cell") for one in around] or [contrast.get("control")]
 
 
 def primary(results: dict) -> list[dict]:

@@ -118,7 +118,12 @@ def _seeds(results: dict) -> Check | None:
 
 
 def _sign(results: dict) -> Check | None:
-    contrasts = [c for c in results.get("contrasts") or [] if len(c.get("per_seed") or ()) > 1]
+    contrasts = [
+        one
+        for c in results.get("contrasts") or []
+        for one in [c, *(s | {"id": f"{c['id']}, {s['cell']}"} for s in pick(c.get("at_equal_cost"), "students") or [])]
+        if len(one.get("per_seed") or ()) > 1
+    ]
     if not contrasts:
         return None
     margin = results.get("margin_points") or 0.0
