@@ -388,13 +388,14 @@ def test_ctrl_c_ends_it_within_seconds_and_keeps_what_is_there(trained_server, t
         [sys.executable, "-c", RUN, *arguments], env=child_environment(1), stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
-    while not (out / JOURNAL).exists():
+    while not (out / JOURNAL).exists() or not (out / JOURNAL).stat().st_size:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be interrupted"
         time.sleep(0.01)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert time.monotonic() - start < 10 and process.returncode != 0
+    # Two seconds when nothing else runs; what is asked is that the other thousands of answers are not waited for.
+    assert time.monotonic() - start < 30 and process.returncode != 0
     with Journal(out / JOURNAL) as journal:
         assert 0 < len(journal.outputs) < 3200
     assert not (out / "manifest.json").exists()
