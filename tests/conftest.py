@@ -9,11 +9,14 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 from contextlib import contextmanager
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
+# A shell's background job ignores Ctrl-C, and so does every process that it starts; tests send it to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def interpret_triton() -> None:
