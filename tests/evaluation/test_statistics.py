@@ -204,7 +204,9 @@ def test_one_arm_of_one_student_has_wilsons_interval_and_two_have_agresti_and_mi
     centre, z = (more - fewer) / 152, stats.norm.ppf(0.975)
     half = z * np.sqrt((more + fewer) / 152 - centre**2) / np.sqrt(152)
     low, high = centre - half, centre + half
-    if stats.binomtest(int((a & ~b).sum()), int((a != b).sum())).pvalue > 0.05:  # nor does the interval leave nought out then
+    if (
+        stats.binomtest(int((a & ~b).sum()), int((a != b).sum())).pvalue > 0.05
+    ):  # nor does the interval leave nought out then
         low, high = min(low, 0), max(high, 0)
     both = paired_difference([right(a)], [right(b)])
     assert (both.low, both.high) == pytest.approx((low, high))
