@@ -221,8 +221,8 @@ class MajorityRow(Settings):
 
 
 class EqualCostRow(Settings):
-    """The control of a contrast at equal inference cost: students of `arm`, in the two of `sizes` whose FLOPs an answer enclose those
-    of the treatment."""
+    """The control of a contrast at equal inference cost: students of `arm`, in those of `sizes` around the treatment's FLOPs an
+    answer."""
 
     arm: str = "ift"
     sizes: Annotated[Names, Field(min_length=2)] | None = Field(None, description="all that have the arm when left out")

@@ -35,7 +35,7 @@ from distill.training.sizes import SIZES, check_student
 _OF_A_ROW = {"student", "seed", "answers", "match", "arm"}  # fields of a training that rows say
 _OF_THE_STUDY = {"questions", "mode", "think", "thinking_budgets", "few_shot", "engine"}
 _OF_A_SERVER = {"kv_cache_gib", "startup_timeout_s", "arguments"}  # the others are those of what it serves
-EQUAL_COST = "equal_cost"  # the control that is two students (equal_cost.py)
+EQUAL_COST = "equal_cost"  # the control that is several students (equal_cost.py)
 _BESIDE_ARMS = {"teacher", "base", "majority", EQUAL_COST, "router", "oracle"}  # what the results call them
 
 

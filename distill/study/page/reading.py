@@ -135,8 +135,13 @@ def of_contrast(contrast: dict) -> tuple[str, str]:
 
 def sides_of(contrast: dict) -> tuple[object, list]:
     """The ids of the treatment and of its control; of the students around its cost, where that is the control."""
-    around = pick(contrast.get("at_equal_cost"), "students") or []
-    return contrast.get("treatment"), [pick(one, "cell") for one in around] or [contrast.get("control")]
+    return contrast.get("treatment"), [one.get("cell") for one in around(contrast)] or [contrast.get("control")]
+
+
+def around(contrast: dict) -> list[dict]:
+    """The students around the treatment's cost, where they are its control; none elsewhere."""
+    found = pick(contrast.get("at_equal_cost"), "students")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def primary(results: dict) -> list[dict]:

@@ -5,6 +5,7 @@ from distill.report.numbers import compact, count, fixed, percent, times, usd
 from distill.study.page.reading import (
     analysis,
     arm_family,
+    around,
     decided_on,
     entries,
     in_line,
@@ -121,7 +122,7 @@ def _sign(results: dict) -> Check | None:
     contrasts = [
         one
         for c in results.get("contrasts") or []
-        for one in [c, *(s | {"id": f"{c['id']}, {s['cell']}"} for s in pick(c.get("at_equal_cost"), "students") or [])]
+        for one in [c, *(s | {"id": f"{c['id']}, {s.get('cell')}"} for s in around(c))]
         if len(one.get("per_seed") or ()) > 1
     ]
     if not contrasts:
